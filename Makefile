@@ -1,0 +1,83 @@
+# The front door. Two commands do all the set-up they need: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+
+# uv keeps its cache beside the environment where the home folder cannot be written.
+ifeq ($(shell mkdir -p "$${XDG_CACHE_HOME:-$$HOME/.cache}/uv" 2>/dev/null && test -w "$${XDG_CACHE_HOME:-$$HOME/.cache}/uv" && echo yes),)
+export UV_CACHE_DIR := $(CURDIR)/$(VENV)/.uv-cache
+export XDG_CACHE_HOME := $(CURDIR)/$(VENV)/.cache
+endif
+export PYTHONDONTWRITEBYTECODE :=
+export UV_LINK_MODE ?= copy
+UV := $(BIN)/uv
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-cluster check fix generate docs bench clean
+
+help: ## Show this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(VENV)/.uv:
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.uv pyproject.toml vendors/simulated/pyproject.toml vendors/nvidia/pyproject.toml
+	@echo "installing tensorfusion and its vendor plugins"
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet --compile-bytecode -e . -e vendors/simulated -e vendors/nvidia
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.runtime
+	@echo "installing test tools"
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet --group test --group dashboards
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	@echo "installing development tools"
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet --group dev
+	@touch $@
+
+setup: $(VENV)/.runtime ## Make .venv with the program in it: .venv/bin/tensorfusion
+	@echo "ready: $(BIN)/tensorfusion"
+
+demo: $(VENV)/.runtime ## Show the product on a simulated pool for about 40 seconds
+	@$(BIN)/tensorfusion demo $(DEMO_FLAGS)
+
+test: $(VENV)/.test ## Run every test that needs no cluster
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not cluster" $(TEST_FLAGS)
+
+test-cluster: $(VENV)/.test ## Run the store contract on a real kube-apiserver (built once from Go modules)
+	@cd tests && ../$(BIN)/python -m rig.binaries
+	@$(BIN)/python -m pytest -m cluster tests/contract $(TEST_FLAGS)
+
+check: $(VENV)/.dev ## Format, lint, types, layers, generated files, docs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory generate-check
+	$(MAKE) --no-print-directory docs
+
+fix: $(VENV)/.dev ## Format and apply safe lint fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+generate: $(VENV)/.dev ## Write generated files: CRDs, reference pages, dashboards, rules
+	$(BIN)/python tools/generate.py
+
+.PHONY: generate-check
+generate-check: $(VENV)/.dev
+	$(BIN)/python tools/generate.py --check
+
+docs: $(VENV)/.dev ## Build the documentation; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+bench: $(VENV)/.dev ## Run the benchmarks and print their ratios
+	$(BIN)/python tests/bench/placement.py
+
+clean: ## Remove the environment and build output
+	rm -rf $(VENV) build dist docs/_build

@@ -1,0 +1,1 @@
+"""Wire types: the one data model. CRDs, validation, reference tables and decoders derive from it."""

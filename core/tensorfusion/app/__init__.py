@@ -1,0 +1,1 @@
+"""Composition: wires the parts that `up`, `hypervisor` and the CLI run."""

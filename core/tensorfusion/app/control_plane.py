@@ -1,0 +1,452 @@
+"""ControlPlane: everything that `tensorfusion up` runs, in one process.
+
+The only place that constructs concrete parts. Start order: lock, plugins, store, informers,
+recovery, controllers, wire. Stop order: the reverse.
+"""
+
+import fcntl
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from tensorfusion import __version__
+from tensorfusion.alerting import Dispatcher, Evaluator
+from tensorfusion.api import registry
+from tensorfusion.api.core.pod import Pod
+from tensorfusion.api.resource import JsonObject
+from tensorfusion.apiserver import ApiServer, Seams
+from tensorfusion.app.admission import StoreAdmission
+from tensorfusion.app.defaults import ensure_defaults
+from tensorfusion.app.informers import Informers
+from tensorfusion.app.routes import Routes
+from tensorfusion.autoscale.loop import Autoscaler
+from tensorfusion.clock import Clock, SystemClock
+from tensorfusion.controllers.deployment import DeploymentController
+from tensorfusion.controllers.node import NodeController
+from tensorfusion.controllers.pool import ClusterController, PoolController
+from tensorfusion.controllers.replicaset import ReplicaSetController
+from tensorfusion.controllers.workload import (
+    ConnectionController,
+    ProfileController,
+    WorkloadController,
+)
+from tensorfusion.errors import ConfigError
+from tensorfusion.host import PluginHost
+from tensorfusion.hypervisor import Hypervisor
+from tensorfusion.model.ledger import Change
+from tensorfusion.runtime.controller import Controller
+from tensorfusion.runtime.events import EventRecorder
+from tensorfusion.runtime.health import Health
+from tensorfusion.runtime.instruments import Instruments
+from tensorfusion.runtime.manager import Manager
+from tensorfusion.runtime.settings import Settings
+from tensorfusion.scheduling.fleet_sync import FleetInformers, FleetSync, find_policy
+from tensorfusion.scheduling.gpu_status import GpuStatusWriter
+from tensorfusion.scheduling.log_file import DecisionLogFile
+from tensorfusion.scheduling.placer import Placer
+from tensorfusion.scheduling.quota_status import QuotaStatusWriter
+from tensorfusion.scheduling.scheduler import Scheduler
+from tensorfusion.spi.alerts import Alert
+from tensorfusion.spi.backend import Backend, Enforcement, Share
+from tensorfusion.spi.metrics import MetricStore
+from tensorfusion.spi.observe import AllocationEvent
+from tensorfusion.sqlite import SQLiteStore
+
+log = logging.getLogger(__name__)
+DISCOVERY_SECONDS = 2.0
+GPU_STATUS_SECONDS = 0.5
+QUOTA_STATUS_SECONDS = 2.0
+COLLECT_SECONDS = 0.5
+
+
+class ControlPlane:
+    """One embedded control plane on one data folder.
+
+    Args:
+        data: Folder of everything it keeps; created with mode 0700.
+        port: Port of the wire; 0 keeps the last one, or takes a free one.
+
+    Raises:
+        ConfigError: The folder is in use by another control plane, or a setting is wrong.
+    """
+
+    def __init__(
+        self, data: Path, settings: Settings, *, port: int = 0, clock: Clock | None = None
+    ) -> None:
+        self.data = data
+        self.settings = settings
+        self.clock: Clock = clock or SystemClock()
+        self._lock = acquire_lock(data)
+        self.host = load_plugins(settings)
+        self.health = Health()
+        self.health.expect("informers", "recovery")
+        self.instruments = Instruments()
+        self.store = SQLiteStore(data / "state.db", clock=self.clock)
+        self.informers = Informers(self.store, self.clock)
+        self.manager = Manager(self.clock, self.health)
+        self.metrics = self._metric_store()
+        self._build_scheduling()
+        self._build_hypervisor()
+        self._build_controllers()
+        self._build_alerting()
+        self.store.set_admission(StoreAdmission(self.store, self.placer, self.host))
+        self.server = self._build_server(port)
+
+    def start(self) -> None:
+        """Start everything; returns when the wire answers and workers can be placed."""
+        ensure_defaults(self.store)
+        self.hypervisor.discovery.run_once()
+        for informer in self.informers.all():
+            self.manager.add_informer(informer)
+        for controller in self._controllers:
+            self.manager.add_controller(controller)
+        self.manager.start(on_synced=self._recover)
+        self.instruments.set("tensorfusion_build_info", 1, {"version": __version__})
+        self._show_plugins()
+        self.server.start()
+        log.info("control plane ready", extra={"url": self.server.url, "data": str(self.data)})
+
+    def stop(self) -> None:
+        """Stop everything; what was acknowledged is on disk already."""
+        self.server.stop()
+        self.manager.stop()
+        self.hypervisor.close()
+        self.metrics.close()
+        self.store.close()
+        self._log_file.close()
+        self._lock.close()
+
+    def _recover(self) -> None:
+        """Settle log, pods and sessions before anything new is placed."""
+        self.fleet.load()
+        repairs = self.placer.recover(self.informers.pods.values(), self.fleet.devices)
+        for repair in repairs:
+            log.warning("recovered", extra={"repair": repair})
+        self.hypervisor.workers.recover()
+        self.health.ready("recovery")
+
+    def _metric_store(self) -> MetricStore:
+        stores = self.host.metric_stores()
+        store = stores.get(self.settings.metric_store)
+        if store is None:
+            raise ConfigError(
+                f"metric_store: {self.settings.metric_store!r} is not installed;"
+                f" installed: {', '.join(sorted(stores)) or 'none'}"
+            )
+        store.open(str(self.data / "metrics"), self.settings.metrics_retention_seconds)
+        return store
+
+    def _events(self, component: str) -> EventRecorder:
+        return EventRecorder(self.store, registry.EVENTS, component, self.clock)
+
+    def _build_scheduling(self) -> None:
+        policies = self.host.placement_policies()
+        self._log_file = DecisionLogFile(self.data / "decisions.log")
+        default = find_policy(policies, "NodeCompactGPULowLoad")
+        self.placer = Placer(self._log_file, default, self.clock)
+        self.placer.observe = self._observe_allocation
+        informers = self.informers
+        self.fleet = FleetSync(
+            self.placer,
+            FleetInformers(
+                informers.nodes,
+                informers.gpu_nodes,
+                informers.gpus,
+                informers.pools,
+                informers.templates,
+                informers.quotas,
+            ),
+            policies,
+            clock=self.clock,
+        )
+        self.scheduler = Scheduler(
+            self.store,
+            self.placer,
+            informers.pods,
+            bind=lambda namespace, name, body: self.store.bind(name, namespace, body),
+            clock=self.clock,
+            events=self._events("tensorfusion-scheduler"),
+            instruments=self.instruments,
+            batch=self.store.transaction,
+            plain_node=self._plain_node,
+        )
+        informers.quotas.subscribe(lambda _change: self.scheduler.wake())
+        status = GpuStatusWriter(
+            self.store, self.placer, self.instruments, self.clock, self.store.transaction
+        )
+        quota = QuotaStatusWriter(
+            self.store, self.placer, informers.quotas, self.instruments, self.clock
+        )
+        self.manager.add_loop("scheduler", self.scheduler.run)
+        self.manager.add_loop("gpu-status", lambda s: status.run(s, GPU_STATUS_SECONDS))
+        self.manager.add_loop("quota-status", lambda s: quota.run(s, QUOTA_STATUS_SECONDS))
+
+    def _build_hypervisor(self) -> None:
+        backend = choose_backend(self.host, self.settings)
+        settings = backend_settings(backend, self.settings)
+        self.hypervisor = Hypervisor(
+            backend,
+            self.store,
+            folder=self.data / "nodes",
+            clock=self.clock,
+            pods=self.informers.pods,
+            metrics=self.metrics,
+            instruments=self.instruments,
+            events=self._events("tensorfusion-hypervisor"),
+            settings=settings,
+        )
+        hypervisor, sampling = self.hypervisor, self.settings.sample_seconds
+        hypervisor.discovery.on_change = lambda node, device: self.host.notify(
+            "tensorfusion_device_changed", node=node, device=device
+        )
+        hypervisor.sampling.pool_of = self.fleet.pool_of
+        self.manager.add_loop("discovery", lambda s: hypervisor.discovery.run(s, DISCOVERY_SECONDS))
+        self.manager.add_loop("sampling", lambda s: hypervisor.sampling.run(s, sampling))
+        self.manager.add_loop("collector", self._collect)
+
+    def _build_controllers(self) -> None:
+        informers, store, clock = self.informers, self.store, self.clock
+        events = self._events("tensorfusion-controller")
+        nodes = NodeController(
+            store,
+            informers.nodes,
+            informers.gpu_nodes,
+            informers.gpus,
+            informers.pools,
+            devices=lambda: self.fleet.devices,
+            clock=clock,
+        )
+        pools = PoolController(
+            store,
+            informers.pools,
+            informers.gpu_nodes,
+            policies=self.host.placement_policies(),
+            clock=clock,
+        )
+        workloads = WorkloadController(
+            store,
+            informers.workloads,
+            informers.pods,
+            enforcement=self._enforcement,
+            clock=clock,
+            instruments=self.instruments,
+        )
+        deployments = DeploymentController(
+            store, informers.deployments, informers.replica_sets, clock=clock, events=events
+        )
+        replica_sets = ReplicaSetController(
+            store, informers.replica_sets, informers.pods, clock=clock, events=events
+        )
+        self._controllers: list[Controller] = [
+            *self.fleet.controllers,
+            self.hypervisor.workers.controller,
+            nodes.controller,
+            pools.controller,
+            ClusterController(store, informers.clusters, informers.pools, clock=clock).controller,
+            workloads.controller,
+            ProfileController(store, informers.profiles, informers.pools, clock=clock).controller,
+            ConnectionController(store, informers.connections, clock=clock).controller,
+            deployments.controller,
+            replica_sets.controller,
+        ]
+        autoscaler = Autoscaler(
+            store,
+            informers.workloads,
+            informers.pods,
+            self.host.recommenders(),
+            self.metrics,
+            self.scheduler,
+            clock=clock,
+            events=self._events("tensorfusion-autoscaler"),
+            instruments=self.instruments,
+            default_interval_seconds=self.settings.autoscale_seconds,
+        )
+        self.manager.add_loop("autoscaler", autoscaler.run)
+
+    def _build_alerting(self) -> None:
+        self._alert_events = self._events("tensorfusion-alerting")
+        self.alerts = Evaluator(
+            self.host.alert_rules(),
+            self.metrics,
+            Dispatcher(self.host.alert_sinks(), self.clock, self.instruments),
+            clock=self.clock,
+            instruments=self.instruments,
+            state_file=self.data / "alerts.json",
+            on_change=self._observe_alert,
+        )
+        run = partial(self.alerts.run, interval_seconds=self.settings.alert_seconds)
+        self.manager.add_loop("alerting", run)
+
+    def _build_server(self, port: int) -> ApiServer:
+        routes = Routes(self)
+        seams = Seams(
+            pod_logs=routes.pod_logs,
+            liveness={"threads": lambda: "; ".join(self.health.live()[1])},
+            readiness={"ready": lambda: "; ".join(self.health.readiness()[1])},
+            metrics=self.exposition,
+            extra_routes=routes.table(),
+        )
+        return ApiServer(self.store, data_dir=self.data, clock=self.clock, port=port, seams=seams)
+
+    def exposition(self) -> bytes:
+        """Print the metrics, with the depth of every queue as of now."""
+        rows = [((c.name,), float(len(c.queue))) for c in self._controllers]
+        rows.append((("scheduler",), float(len(self.scheduler.queue))))
+        self.instruments.replace("tensorfusion_workqueue_depth", rows)
+        return self.instruments.exposition()
+
+    def _plain_node(self, pod: Pod) -> str:
+        """The node with the fewest pods, for a pod that wants no GPU."""
+        nodes = [
+            n.metadata.name
+            for n in self.informers.nodes.values()
+            if not (n.spec and n.spec.unschedulable)
+        ]
+        pods = self.informers.pods
+        return min(nodes, key=lambda n: (len(pods.by_index("node", n)), n), default="")
+
+    def _enforcement(self, node: str, mode: str) -> str:
+        modes = self.hypervisor.backend.capabilities().isolation
+        return modes.get(mode, Enforcement.NONE).value
+
+    def _observe_allocation(self, change: Change, reason: str) -> None:
+        side = change.after or change.before
+        if side is None or not side.takes or change.operation not in ("allocate", "release"):
+            return
+        take = side.takes[0]
+        event = AllocationEvent(
+            worker=side.key,
+            namespace=side.namespace,
+            name=side.name,
+            workload=side.workload,
+            pool=side.pool,
+            node=side.node,
+            devices=side.devices,
+            share=Share(take.gflops, take.vram_bytes, take.limit_gflops, take.limit_vram_bytes),
+            time=self.clock.now(),
+            reason=reason,
+        )
+        hook = "allocated" if change.operation == "allocate" else "released"
+        self.host.notify(f"tensorfusion_{hook}", event=event)
+
+    def _observe_alert(self, alert: Alert) -> None:
+        self.host.notify("tensorfusion_alert_changed", alert=alert)
+        reference = self._alert_object(alert.labels)
+        if reference is not None:
+            self._alert_events.event(
+                reference,
+                f"Alert{alert.state.value.capitalize()}",
+                f"{alert.rule}: {alert.description}",
+                warning=alert.ends is None,
+            )
+
+    def _alert_object(self, labels: Mapping[str, str]) -> JsonObject | None:
+        """The object an alert is about: its worker's pod, else its GPU."""
+        pod = self.informers.pods.get(f"{labels.get('namespace')}/{labels.get('worker')}")
+        if pod is not None:
+            return {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": msgspec.to_builtins(pod.metadata),
+            }
+        gpu = self.informers.gpus.get(labels.get("gpu_uuid", ""))
+        if gpu is None:
+            return None
+        return {
+            "apiVersion": gpu.api_version,
+            "kind": "GPU",
+            "metadata": msgspec.to_builtins(gpu.metadata),
+        }
+
+    def _collect(self, stop: threading.Event) -> None:
+        """Collect garbage in bounded steps until ``stop`` is set."""
+        while not stop.is_set():
+            if not self.store.collect():
+                self.clock.wait(stop, COLLECT_SECONDS)
+
+    def _show_plugins(self) -> None:
+        rows = [((r.name, r.distribution, r.version, r.state), 1.0) for r in self.host.records()]
+        self.instruments.replace("tensorfusion_plugin_info", rows)
+
+
+def acquire_lock(data: Path) -> IO[str]:
+    """Take the data folder for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        ConfigError: Another process has it; names its id.
+    """
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        data.chmod(0o700)
+        handle = (data / "lock").open("a+")
+    except OSError as error:
+        raise ConfigError(f"data folder {data}: {error.strerror}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.seek(0)
+        holder = handle.read().strip() or "unknown"
+        handle.close()
+        raise ConfigError(
+            f"data folder {data} is in use by process {holder}; stop it with"
+            f" `tensorfusion down --data {data}`, or choose another folder"
+        ) from None
+    handle.truncate(0)
+    handle.write(f"{os.getpid()}\n")
+    handle.flush()
+    return handle
+
+
+def load_plugins(settings: Settings) -> PluginHost:
+    """Load every plugin that the settings allow."""
+    host = PluginHost(
+        allow=settings.plugins.allow,
+        deny=settings.plugins.deny,
+        settings=settings.plugin_settings,
+    )
+    host.load()
+    return host
+
+
+def choose_backend(host: PluginHost, settings: Settings) -> Backend:
+    """Choose a backend: the one that is named, else a real one that is there, else the simulator.
+
+    Raises:
+        ConfigError: The named one is missing or cannot work here; says why.
+    """
+    backends = host.backends()
+    if settings.backend:
+        backend = backends.get(settings.backend)
+        if backend is None:
+            raise ConfigError(
+                f"backend: {settings.backend!r} is not installed;"
+                f" installed: {', '.join(sorted(backends)) or 'none'}"
+            )
+        works, why = backend.available()
+        if not works:
+            raise ConfigError(f"backend: {settings.backend!r} cannot work here: {why}")
+        return backend
+    for name, backend in sorted(backends.items()):
+        if name != "simulated" and backend.available()[0]:
+            return backend
+    if "simulated" not in backends:
+        raise ConfigError(
+            "no backend: no GPU was found and tensorfusion-simulated is not installed;"
+            " try `pip install tensorfusion-simulated`"
+        )
+    return backends["simulated"]
+
+
+def backend_settings(backend: Backend, settings: Settings) -> dict[str, object]:
+    """Settings of the sessions; the simulator without a description gets the default pool."""
+    if backend.name != "simulated" or settings.plugin_settings.get("simulated"):
+        return {}
+    pool = settings.simulated
+    group = {"model": pool.model, "count": pool.gpus_per_node}
+    return {"nodes": [{"name": "sim-node", "count": pool.nodes, "gpus": [group]}]}

@@ -1,0 +1,116 @@
+"""What the wire serves beside Kubernetes' own paths: alerts, plugins, usage, ledger, logs."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tensorfusion.api import pod_view
+from tensorfusion.apiserver import PodLogRequest, Request, Response, json_response
+from tensorfusion.errors import BadRequest, NotFound
+
+if TYPE_CHECKING:
+    from tensorfusion.app.control_plane import ControlPlane
+
+
+class Routes:
+    """Handlers over a control plane; each takes a few milliseconds at most."""
+
+    def __init__(self, plane: "ControlPlane") -> None:
+        self._plane = plane
+
+    def table(self) -> dict[str, Callable[[Request], Response]]:
+        """Path to handler."""
+        return {
+            "tensorfusion/alerts": self._alerts,
+            "tensorfusion/plugins": self._plugins,
+            "tensorfusion/usage": self._usage,
+            "tensorfusion/ledger": self._ledger,
+            "tensorfusion/counters": self._counters,
+        }
+
+    def pod_logs(self, request: PodLogRequest) -> Iterator[bytes]:
+        """Tell what a simulated pod does: it has a load profile instead of output."""
+        pod = self._plane.informers.pods.get(f"{request.namespace}/{request.name}")
+        if pod is None:
+            raise NotFound(f'pods "{request.name}" not found')
+        if not pod_view.node_name(pod):
+            raise BadRequest(f"pod {request.name} is not bound to a node yet")
+        backend = self._plane.hypervisor.backend.name
+        line = (
+            f"pod {request.namespace}/{request.name} runs on node {pod_view.node_name(pod)}"
+            f" as a load profile of the {backend} backend; it starts no process and prints nothing\n"
+        )
+        return iter([line.encode()])
+
+    def _alerts(self, _request: Request) -> Response:
+        alerts = sorted(self._plane.alerts.active(), key=lambda a: (a.rule, a.fingerprint))
+        return json_response({"alerts": [msgspec.to_builtins(a) for a in alerts]})
+
+    def _plugins(self, _request: Request) -> Response:
+        return json_response({"plugins": plugin_rows(self._plane.host.records())})
+
+    def _usage(self, _request: Request) -> Response:
+        workers: list[dict[str, Any]] = []
+        hypervisor = self._plane.hypervisor
+        for node, session in hypervisor.sessions.items():
+            specs = {s.worker: s for s in session.workers()}
+            for use in session.usage():
+                spec = specs.get(use.worker)
+                if spec is not None:
+                    workers.append(
+                        {
+                            "node": node,
+                            "namespace": spec.namespace,
+                            "name": spec.name,
+                            "workload": spec.workload,
+                            "gpu": use.uuid.lower(),
+                            "computeGflops": use.compute_gflops,
+                            "limitGflops": spec.share.limit_gflops,
+                            "requestGflops": spec.share.request_gflops,
+                            "vramBytes": use.vram_bytes,
+                            "limitVramBytes": spec.share.limit_vram_bytes,
+                            "throttledSeconds": use.throttled_seconds_total,
+                            "vramDenials": use.oom_total,
+                        }
+                    )
+        devices = [
+            {
+                "node": node,
+                "gpu": m.uuid.lower(),
+                "utilizationRatio": m.utilization_ratio,
+                "vramUsedBytes": m.vram_used_bytes,
+                "temperatureCelsius": m.temperature_celsius,
+                "powerWatts": m.power_watts,
+            }
+            for node, session in hypervisor.sessions.items()
+            for m in session.metrics()
+        ]
+        return json_response({"workers": workers, "devices": devices})
+
+    def _ledger(self, _request: Request) -> Response:
+        return json_response(self._plane.placer.fingerprint())
+
+    def _counters(self, _request: Request) -> Response:
+        counters = self._plane.store.counters
+        names = [n for n in dir(counters) if not n.startswith("_")]
+        values = {n: getattr(counters, n) for n in names}
+        return json_response({k: v for k, v in values.items() if isinstance(v, int)})
+
+
+def plugin_rows(records: Any) -> list[dict[str, Any]]:
+    """Print plugin records for tables and JSON."""
+    return [
+        {
+            "name": r.name,
+            "distribution": r.distribution,
+            "version": r.version,
+            "module": r.module,
+            "state": r.state,
+            "kinds": r.kinds,
+            "offers": r.offers,
+            "loadSeconds": round(r.load_seconds, 4),
+            "error": r.error,
+        }
+        for r in records
+    ]

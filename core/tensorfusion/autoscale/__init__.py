@@ -1,0 +1,1 @@
+"""The recommendation loop: history in, proposals out, applied through the ledger."""

@@ -1,0 +1,1 @@
+"""Reconcilers, one file per kind; each is level-triggered and idempotent."""

@@ -1,0 +1,238 @@
+"""Discovery: what devices a node has, published as Node and GPU objects.
+
+Writes only what changed since the last pass, so that a quiet fleet costs nothing. Health and
+presence of a device are facts of this module; capacity that is free is the scheduler's.
+"""
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tensorfusion import names
+from tensorfusion.api.registry import GPUS, NODES
+from tensorfusion.api.resource import JsonObject
+from tensorfusion.clock import Clock, format_timestamp
+from tensorfusion.errors import AlreadyExists, BackendError, NotFound
+from tensorfusion.spi.backend import Capabilities, DeviceInfo, Link, NodeBackend
+from tensorfusion.store.interface import Store
+from tensorfusion.units import format_bytes, format_tflops
+
+log = logging.getLogger(__name__)
+MANAGER = "tensorfusion-hypervisor"
+
+
+class Discovery:
+    """Publishes the devices of every session.
+
+    Concurrency: `run_once` belongs to one thread; `infos` may be read from any.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        sessions: Mapping[str, NodeBackend],
+        capabilities: Capabilities,
+        *,
+        clock: Clock,
+        registers_nodes: bool,
+    ) -> None:
+        self.infos: dict[str, dict[str, DeviceInfo]] = {}
+        self._store = store
+        self._sessions = sessions
+        self._capabilities = capabilities
+        self._clock = clock
+        self._registers_nodes = registers_nodes
+        self._published: dict[str, JsonObject] = {}
+        self._registered: set[str] = set()
+        self._swept = False
+        self.on_change: Callable[[str, DeviceInfo], None] | None = None
+
+    def run(self, stop: threading.Event, interval_seconds: float) -> None:
+        """Discover until ``stop`` is set."""
+        while not stop.is_set():
+            self.run_once()
+            self._clock.wait(stop, interval_seconds)
+
+    def run_once(self) -> None:
+        """Discover every node once; one node's failure does not hold up the rest."""
+        for node, session in self._sessions.items():
+            try:
+                found = session.discover()
+                links = session.topology()
+            except BackendError as error:
+                log.warning("discovery failed", extra={"node": node, "error": str(error)})
+                continue
+            if self._registers_nodes and node not in self._registered:
+                self._register_node(node, len(found))
+                self._registered.add(node)
+            before = self.infos.get(node, {})
+            now = {info.uuid: info for info in found}
+            self.infos[node] = now
+            for info in found:
+                self._publish(node, info, links)
+                if self.on_change is not None and before.get(info.uuid) != info:
+                    self.on_change(node, info)
+            for uuid in before.keys() - now.keys():
+                self._mark_missing(uuid)
+        if not self._swept:
+            self._mark_vanished()
+            self._swept = True
+
+    def _register_node(self, node: str, gpus: int) -> None:
+        """Make the Node object that a kubelet would make."""
+        now = format_timestamp(self._clock.now())
+        body = {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {
+                "name": node,
+                "labels": {
+                    "kubernetes.io/hostname": node,
+                    "kubernetes.io/os": "linux",
+                    "nvidia.com/gpu.present": "true" if gpus else "false",
+                },
+            },
+        }
+        try:
+            self._store.create(NODES, body, field_manager=MANAGER)
+        except AlreadyExists:
+            log.debug("node exists", extra={"node": node})
+        status = {
+            "capacity": {"cpu": "64", "memory": "512Gi", "pods": "256"},
+            "allocatable": {"cpu": "64", "memory": "512Gi", "pods": "256"},
+            "conditions": [
+                {
+                    "type": "Ready",
+                    "status": "True",
+                    "reason": "HypervisorReady",
+                    "message": "the hypervisor runs on this node",
+                    "lastHeartbeatTime": now,
+                    "lastTransitionTime": now,
+                }
+            ],
+            "nodeInfo": {
+                "kubeletVersion": "v1.36.0-tensorfusion",
+                "operatingSystem": "linux",
+                "architecture": "amd64",
+                "bootID": "",
+                "containerRuntimeVersion": "tensorfusion://0",
+                "kernelVersion": "",
+                "kubeProxyVersion": "",
+                "machineID": node,
+                "osImage": "",
+                "systemUUID": node,
+            },
+        }
+        self._store.patch(
+            NODES, node, {"status": status}, subresource="status", field_manager=MANAGER
+        )
+
+    def _publish(self, node: str, info: DeviceInfo, links: Sequence[Link]) -> None:
+        wanted = gpu_object(node, info, links, self._capabilities)
+        if self._published.get(info.uuid) == wanted:
+            return
+        name = info.uuid.lower()
+        metadata = wanted["metadata"]
+        # A device that came back is no longer missing: null removes the mark.
+        found = {
+            **metadata,
+            "annotations": {**metadata["annotations"], names.GPU_MISSING_SINCE: None},
+        }
+        try:
+            self._store.patch(GPUS, name, {"metadata": found}, field_manager=MANAGER)
+        except NotFound:
+            body = {"apiVersion": names.API_VERSION, "kind": "GPU", "metadata": metadata}
+            self._store.create(GPUS, body, field_manager=MANAGER)
+        present = self._store.get(GPUS, name)
+        status = dict(wanted["status"])
+        # What is free is the scheduler's to say; a new card starts with all of it.
+        if not present.get("status", {}).get("available"):
+            status["available"] = status["capacity"]
+        self._store.patch(
+            GPUS, name, {"status": status}, subresource="status", field_manager=MANAGER
+        )
+        self._published[info.uuid] = wanted
+
+    def _mark_missing(self, uuid: str) -> None:
+        self._published.pop(uuid, None)
+        stamp = format_timestamp(self._clock.now())
+        patch = {"metadata": {"annotations": {names.GPU_MISSING_SINCE: stamp}}}
+        status = {"phase": "Unknown", "message": f"not found on its node since {stamp}"}
+        try:
+            self._store.patch(GPUS, uuid.lower(), patch, field_manager=MANAGER)
+            self._store.patch(
+                GPUS,
+                uuid.lower(),
+                {"status": status},
+                subresource="status",
+                field_manager=MANAGER,
+            )
+        except NotFound:
+            log.debug("missing device has no object", extra={"gpu": uuid})
+
+    def _mark_vanished(self) -> None:
+        """Mark GPU objects of our nodes whose device went while nobody looked."""
+        known = {uuid.lower() for infos in self.infos.values() for uuid in infos}
+        for obj in self._store.list(GPUS).items:
+            node = obj["metadata"].get("labels", {}).get(names.MANAGED_BY, "")
+            annotations = obj["metadata"].get("annotations", {})
+            gone = node in self._sessions and obj["metadata"]["name"] not in known
+            if gone and names.GPU_MISSING_SINCE not in annotations:
+                self._mark_missing(obj["metadata"]["name"])
+
+
+def gpu_object(
+    node: str, info: DeviceInfo, links: Sequence[Link], capabilities: Capabilities
+) -> JsonObject:
+    """Build the facts of a GPU object: metadata and the status fields that discovery owns."""
+    capacity = {"tflops": format_tflops(info.compute_gflops), "vram": format_bytes(info.vram_bytes)}
+    modes = capabilities.isolation
+    abilities = {
+        "SupportsPartitioning": capabilities.partitions,
+        "SupportsSoftIsolation": "soft" in modes,
+        "SupportsHardIsolation": "hard" in modes,
+        "SupportsSnapshot": capabilities.snapshot,
+        "SupportsMetrics": capabilities.metrics,
+        "SupportsRemoting": capabilities.remoting,
+        "MaxWorkersPerDevice": capabilities.max_workers_per_device or 0,
+    }
+    status: dict[str, Any] = {
+        "uuid": info.uuid,
+        "index": info.index,
+        "vendor": info.vendor,
+        "model": info.model,
+        "gpuModel": info.full_model,
+        "capacity": capacity,
+        "nodeName": node,
+        "nodeSelector": {"kubernetes.io/hostname": node},
+        "phase": "Running" if info.healthy else "Unknown",
+        "message": info.message or "the device is healthy",
+        "usedBy": "tensor-fusion",
+    }
+    if info.numa_node is not None:
+        status["numaNode"] = info.numa_node
+    peers = [_peer(info.uuid, link) for link in links if info.uuid in (link.source, link.target)]
+    if peers:
+        status["topology"] = {"peers": peers}
+    return {
+        "metadata": {
+            "name": info.uuid.lower(),
+            "labels": {names.MANAGED_BY: node},
+            "annotations": {
+                names.VIRTUALIZATION_CAPABILITIES: json.dumps(abilities, sort_keys=True),
+            },
+        },
+        "status": status,
+    }
+
+
+def _peer(uuid: str, link: Link) -> JsonObject:
+    other = link.target if link.source == uuid else link.source
+    return {
+        "peerGPUUUID": other,
+        "tier": link.tier,
+        "linkType": link.kind,
+        "bandwidth": link.bandwidth_mbps,
+    }

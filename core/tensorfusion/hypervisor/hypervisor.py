@@ -1,0 +1,89 @@
+"""Hypervisor: sessions with devices, and the three loops that live on them.
+
+Discovery publishes GPU objects, the worker controller prepares and releases pods, sampling
+meters. The composition starts the loops; nothing here starts a thread.
+"""
+
+import logging
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorfusion.clock import Clock
+from tensorfusion.errors import BackendError
+from tensorfusion.hypervisor.discovery import Discovery
+from tensorfusion.hypervisor.sampling import Sampling
+from tensorfusion.hypervisor.workers import WorkerController
+from tensorfusion.runtime.events import EventRecorder
+from tensorfusion.runtime.instruments import Instruments
+from tensorfusion.spi.backend import Backend, NodeBackend, NodeContext
+from tensorfusion.spi.metrics import MetricStore
+from tensorfusion.store.informer import Informer
+from tensorfusion.store.interface import Store
+
+log = logging.getLogger(__name__)
+
+
+class Hypervisor:
+    """Everything one backend does on this machine.
+
+    Args:
+        folder: Holds one state folder per node; survives restarts.
+        pods: Informer of pods, indexed by ``node``.
+        registers_nodes: True where nobody else makes Node objects (the embedded mode).
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        store: Store,
+        *,
+        folder: Path,
+        clock: Clock,
+        pods: Informer[Any],
+        metrics: MetricStore,
+        instruments: Instruments,
+        events: EventRecorder,
+        settings: Mapping[str, object] | None = None,
+        registers_nodes: bool = True,
+    ) -> None:
+        self.backend = backend
+        self._clock = clock
+        self._settings = dict(settings or {})
+        self.sessions: dict[str, NodeBackend] = {}
+        for node in backend.nodes(self._settings):
+            self.sessions[node] = self._open(node, folder)
+        capabilities = backend.capabilities()
+        self.discovery = Discovery(
+            store,
+            self.sessions,
+            capabilities,
+            clock=clock,
+            registers_nodes=registers_nodes,
+        )
+        self.workers = WorkerController(
+            store, self.sessions, pods, capabilities, clock=clock, events=events
+        )
+        self.sampling = Sampling(
+            self.sessions, pods, self.discovery, metrics, instruments, capabilities, clock
+        )
+
+    def _open(self, node: str, folder: Path) -> NodeBackend:
+        state_dir = folder / node
+        state_dir.mkdir(parents=True, exist_ok=True)
+        context = NodeContext(
+            node=node, state_dir=state_dir, clock=self._clock, settings=self._settings
+        )
+        try:
+            return self.backend.open(context)
+        except OSError as error:
+            raise BackendError(self.backend.name, f"node {node!r}: {error}") from error
+
+    def close(self, stop: threading.Event | None = None) -> None:
+        """End every session; prepared workers keep running."""
+        for node, session in self.sessions.items():
+            try:
+                session.close()
+            except BackendError as error:
+                log.warning("session not closed", extra={"node": node, "error": str(error)})

@@ -1,0 +1,175 @@
+"""Sampling: readings of devices and workers become metrics and usage history.
+
+One pass reads every session once, hands the gauges to the exposition's cache and the samples
+to the metric store. Rates stay FLOP/s (base unit), memory bytes.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+
+from tensorfusion import names
+from tensorfusion.api import pod_view
+from tensorfusion.api.core.pod import Pod
+from tensorfusion.clock import Clock
+from tensorfusion.errors import BackendError
+from tensorfusion.hypervisor.discovery import Discovery
+from tensorfusion.runtime.instruments import Instruments, Row
+from tensorfusion.spi.backend import Capabilities, DeviceMetrics, NodeBackend, WorkerUsage
+from tensorfusion.spi.catalogue import BY_NAME
+from tensorfusion.spi.metrics import MetricStore, Sample
+from tensorfusion.store.informer import Informer
+
+log = logging.getLogger(__name__)
+GIGA = 1e9
+STORED = frozenset(
+    {
+        "tensorfusion_gpu_vram_capacity_bytes",
+        "tensorfusion_gpu_vram_used_bytes",
+        "tensorfusion_gpu_compute_utilization_ratio",
+        "tensorfusion_gpu_temperature_celsius",
+        "tensorfusion_gpu_healthy",
+        "tensorfusion_gpu_workers",
+        "tensorfusion_worker_compute_used_flops",
+        "tensorfusion_worker_vram_used_bytes",
+        "tensorfusion_worker_throttled_seconds_total",
+        "tensorfusion_worker_vram_denials_total",
+    }
+)
+"""Series that rules and recommenders ask for; the rest is for scrapes only."""
+
+
+class Sampling:
+    """Reads all sessions on one thread."""
+
+    def __init__(
+        self,
+        sessions: Mapping[str, NodeBackend],
+        pods: Informer[Pod],
+        discovery: Discovery,
+        metrics: MetricStore,
+        instruments: Instruments,
+        capabilities: Capabilities,
+        clock: Clock,
+    ) -> None:
+        self._sessions = sessions
+        self._pods = pods
+        self._discovery = discovery
+        self._metrics = metrics
+        self._instruments = instruments
+        self._capabilities = capabilities
+        self._clock = clock
+        self.pool_of: Callable[[str], str] = lambda _node: ""
+        """Names the pool of a node; set by the composition."""
+
+    def run(self, stop: threading.Event, interval_seconds: float) -> None:
+        """Sample until ``stop`` is set."""
+        while not stop.is_set():
+            started = self._clock.monotonic()
+            self.run_once()
+            spent = self._clock.monotonic() - started
+            self._clock.wait(stop, max(interval_seconds - spent, interval_seconds / 10))
+
+    def run_once(self) -> None:
+        """Read every session once."""
+        rows: dict[str, list[Row]] = {}
+        pods = {pod.metadata.uid: pod for pod in self._pods.values()}
+        for node, session in self._sessions.items():
+            try:
+                if self._capabilities.metrics:
+                    self._read_devices(node, session, rows)
+                if self._capabilities.process_usage:
+                    self._read_workers(node, session, rows, pods)
+            except BackendError as error:
+                log.warning("sampling failed", extra={"node": node, "error": str(error)})
+                continue
+            self._instruments.set(
+                "tensorfusion_hypervisor_last_heartbeat_timestamp_seconds",
+                self._clock.now(),
+                {"node": node},
+            )
+        now = self._clock.now()
+        samples = []
+        for name, series in rows.items():
+            self._instruments.replace(name, series, source="sampling")
+            if name in STORED:
+                labels = BY_NAME[name].labels
+                for values, value in series:
+                    pairs = tuple(sorted(zip(labels, values, strict=True)))
+                    samples.append(Sample(name, pairs, now, value))
+        self._metrics.write(samples)
+
+    def _read_devices(self, node: str, session: NodeBackend, rows: dict[str, list[Row]]) -> None:
+        pool = self.pool_of(node)
+        infos = self._discovery.infos.get(node, {})
+        readings = {m.uuid: m for m in session.metrics()}
+        for uuid, info in infos.items():
+            labels = (pool, node, uuid.lower())
+            facts = (*labels, str(info.index), info.vendor, info.model, info.driver_version, "soft")
+            _add(rows, "gpu_info", facts, 1)
+            _add(rows, "gpu_vram_capacity_bytes", labels, info.vram_bytes)
+            _add(rows, "gpu_compute_capacity_flops", labels, info.compute_gflops * GIGA)
+            _add(rows, "gpu_healthy", labels, float(info.healthy))
+            if uuid in readings:
+                _add_reading(rows, labels, readings[uuid])
+
+    def _read_workers(
+        self,
+        node: str,
+        session: NodeBackend,
+        rows: dict[str, list[Row]],
+        pods: Mapping[str, Pod],
+    ) -> None:
+        pool = self.pool_of(node)
+        infos = self._discovery.infos.get(node, {})
+        specs = {spec.worker: spec for spec in session.workers()}
+        workers_on: dict[str, int] = dict.fromkeys(infos, 0)
+        for use in session.usage():
+            spec = specs.get(use.worker)
+            if spec is None:
+                continue
+            workers_on[use.uuid] = workers_on.get(use.uuid, 0) + 1
+            who = (pool, node, spec.namespace, spec.workload, spec.name, use.uuid.lower())
+            capacity = infos[use.uuid].compute_gflops if use.uuid in infos else 0
+            _add_usage(rows, who, use, capacity)
+        for uuid, count in workers_on.items():
+            _add(rows, "gpu_workers", (pool, node, uuid.lower()), count)
+        for spec in specs.values():
+            labels = (pool, node, spec.namespace, spec.workload, spec.name)
+            pod = pods.get(spec.worker)
+            ready = pod is not None and pod_view.is_ready(pod)
+            _add(rows, "worker_ready", labels, float(ready))
+            _add(rows, "worker_compute_request_flops", labels, spec.share.request_gflops * GIGA)
+            _add(rows, "worker_compute_limit_flops", labels, spec.share.limit_gflops * GIGA)
+            _add(rows, "worker_vram_request_bytes", labels, spec.share.request_vram_bytes)
+            _add(rows, "worker_vram_limit_bytes", labels, spec.share.limit_vram_bytes)
+
+
+def _add(rows: dict[str, list[Row]], name: str, labels: tuple[str, ...], value: float) -> None:
+    rows.setdefault(names.METRIC_PREFIX + name, []).append((labels, float(value)))
+
+
+def _add_reading(
+    rows: dict[str, list[Row]], labels: tuple[str, ...], reading: DeviceMetrics
+) -> None:
+    for name, value in (
+        ("gpu_compute_utilization_ratio", reading.utilization_ratio),
+        ("gpu_vram_used_bytes", reading.vram_used_bytes),
+        ("gpu_temperature_celsius", reading.temperature_celsius),
+        ("gpu_power_watts", reading.power_watts),
+        ("gpu_energy_joules_total", reading.energy_joules_total),
+        ("gpu_last_sample_timestamp_seconds", reading.time),
+    ):
+        if value is not None:
+            _add(rows, name, labels, value)
+
+
+def _add_usage(
+    rows: dict[str, list[Row]], labels: tuple[str, ...], use: WorkerUsage, capacity_gflops: int
+) -> None:
+    ratio = use.compute_gflops / capacity_gflops if capacity_gflops else 0.0
+    _add(rows, "worker_compute_used_flops", labels, use.compute_gflops * GIGA)
+    _add(rows, "worker_compute_utilization_ratio", labels, ratio)
+    _add(rows, "worker_vram_used_bytes", labels, use.vram_bytes)
+    _add(rows, "worker_throttled_seconds_total", labels, use.throttled_seconds_total)
+    _add(rows, "worker_vram_denials_total", labels, use.oom_total)

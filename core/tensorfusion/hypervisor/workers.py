@@ -1,0 +1,229 @@
+"""The worker controller: pods that are bound to our nodes become prepared workers, and end.
+
+It plays the kubelet's part in the embedded mode: it reports a pod's phase and removes a deleted
+pod once its worker is released. In the fidelity ``model`` no process is started; the load
+profile stands in for the pod's containers.
+"""
+
+import logging
+from collections.abc import Mapping
+
+from tensorfusion import names
+from tensorfusion.api import pod_view
+from tensorfusion.api.core.pod import Pod
+from tensorfusion.api.registry import PODS
+from tensorfusion.api.resource import JsonObject
+from tensorfusion.clock import Clock, format_timestamp
+from tensorfusion.errors import BackendError, ConfigError, NotFound
+from tensorfusion.model.worker_annotations import gpu_ids_of, limit_of, request_of
+from tensorfusion.runtime.controller import DONE, Controller, Result
+from tensorfusion.runtime.events import EventRecorder
+from tensorfusion.spi.backend import Capabilities, DeviceInfo, NodeBackend, Share, WorkerSpec
+from tensorfusion.store.informer import Change, Informer, split_key
+from tensorfusion.store.interface import Store
+
+log = logging.getLogger(__name__)
+MANAGER = "tensorfusion-hypervisor"
+
+
+class WorkerController:
+    """Prepares, adjusts and releases the workers of all sessions."""
+
+    def __init__(
+        self,
+        store: Store,
+        sessions: Mapping[str, NodeBackend],
+        pods: Informer[Pod],
+        capabilities: Capabilities,
+        *,
+        clock: Clock,
+        events: EventRecorder,
+    ) -> None:
+        self._store = store
+        self._sessions = sessions
+        self._pods = pods
+        self._capabilities = capabilities
+        self._clock = clock
+        self._events = events
+        self._specs: dict[str, WorkerSpec] = {}
+        self._node_of: dict[str, str] = {}
+        self._known_devices: dict[str, DeviceInfo] = {}
+        self._users: dict[str, set[str]] = {}
+        """Worker to the keys of the pods that use it."""
+        self.controller = Controller("hypervisor-workers", self.reconcile, clock=clock)
+        pods.subscribe(self._changed)
+
+    def _changed(self, change: Change[Pod]) -> None:
+        if change.new is None:
+            if change.old is not None and pod_view.node_name(change.old) in self._sessions:
+                self.controller.queue.add(change.key)
+        elif pod_view.node_name(change.new) in self._sessions:
+            self.controller.queue.add(change.key)
+
+    def recover(self) -> None:
+        """Release workers of an earlier run whose pod is gone; called once informers are synced."""
+        live = {worker_of(pod)[0] for pod in self._pods.values()}
+        for node, session in self._sessions.items():
+            for spec in session.workers():
+                if spec.worker not in live:
+                    session.release(spec.worker)
+                    continue
+                self._remember(f"{spec.namespace}/{spec.name}", spec, node)
+
+    def reconcile(self, key: str) -> Result:
+        """Bring one pod's worker in line with the pod."""
+        pod = self._pods.get(key)
+        known = self._specs.get(key)
+        if pod is None or (known is not None and worker_of(pod)[0] != known.worker):
+            self._release(key)
+            if pod is None:
+                return DONE
+        node = pod_view.node_name(pod)
+        if pod.metadata.deletion_timestamp:
+            self._release(key)
+            self._finish_deletion(key)
+            return DONE
+        if pod_view.is_finished(pod):
+            self._release(key)
+            return DONE
+        if node not in self._sessions:
+            return DONE
+        if gpu_ids_of(pod.metadata.annotations):
+            return self._prepare(key, pod, node)
+        if not self._is_running(pod):
+            self._report_running(pod)
+        return DONE
+
+    def _prepare(self, key: str, pod: Pod, node: str) -> Result:
+        session = self._sessions[node]
+        try:
+            spec = self.spec_of(pod, node)
+            known = self._specs.get(key)
+            if known == spec and self._is_running(pod):
+                return DONE
+            if known is not None and _same_but_share(known, spec):
+                session.set_limits(spec.worker, spec.share)
+            else:
+                session.prepare(spec)
+        except (BackendError, ConfigError) as error:
+            self._events.event(
+                pod_view.reference(pod), "WorkerNotPrepared", f"node {node}: {error}", warning=True
+            )
+            raise
+        self._remember(key, spec, node)
+        if not self._is_running(pod):
+            self._report_running(pod)
+        return DONE
+
+    def spec_of(self, pod: Pod, node: str) -> WorkerSpec:
+        """Build the worker that an admitted, bound pod stands for."""
+        annotations = pod.metadata.annotations
+        devices = [self._device(node, name) for name in gpu_ids_of(annotations)]
+        first = devices[0]
+        request, limit = request_of(annotations), limit_of(annotations)
+        share = Share(
+            request_gflops=request.gflops_on(first.compute_gflops),
+            request_vram_bytes=request.vram_bytes,
+            limit_gflops=limit.gflops_on(first.compute_gflops) or first.compute_gflops,
+            limit_vram_bytes=limit.vram_bytes or first.vram_bytes,
+        )
+        worker, name = worker_of(pod)
+        return WorkerSpec(
+            worker=worker,
+            namespace=pod.metadata.namespace,
+            name=name,
+            workload=pod.metadata.labels.get(names.WORKLOAD, ""),
+            devices=tuple(device.uuid for device in devices),
+            share=share,
+            isolation=annotations.get(names.ISOLATION, "soft"),
+            qos=annotations.get(names.QOS, "medium"),
+            partition_template=annotations.get(names.PARTITION_ID, ""),
+            annotations={k: v for k, v in annotations.items() if k == names.SIMULATED_LOAD},
+        )
+
+    def _device(self, node: str, name: str) -> DeviceInfo:
+        """Find a device by its object's name; asks the driver only for one it never saw."""
+        if name not in self._known_devices:
+            found = {info.uuid.lower(): info for info in self._sessions[node].discover()}
+            self._known_devices.update(found)
+        try:
+            return self._known_devices[name]
+        except KeyError:
+            raise BackendError("hypervisor", f"node {node!r} has no device {name!r}") from None
+
+    def _is_running(self, pod: Pod) -> bool:
+        return pod_view.phase(pod) == "Running"
+
+    def _report_running(self, pod: Pod) -> None:
+        namespace, name = pod.metadata.namespace, pod.metadata.name
+        status = running_status(pod, format_timestamp(self._clock.now()))
+        self._store.patch(
+            PODS,
+            name,
+            {"status": status},
+            namespace,
+            subresource="status",
+            field_manager=MANAGER,
+        )
+
+    def _remember(self, key: str, spec: WorkerSpec, node: str) -> None:
+        self._specs[key] = spec
+        self._node_of[key] = node
+        self._users.setdefault(spec.worker, set()).add(key)
+
+    def _release(self, key: str) -> None:
+        """Let a pod go; its worker ends with the last pod that uses it."""
+        spec = self._specs.pop(key, None)
+        node = self._node_of.pop(key, "")
+        if spec is None:
+            return
+        users = self._users.get(spec.worker, set())
+        users.discard(key)
+        if not users:
+            self._users.pop(spec.worker, None)
+            if node in self._sessions:
+                self._sessions[node].release(spec.worker)
+
+    def _finish_deletion(self, key: str) -> None:
+        namespace, name = split_key(key)
+        try:
+            self._store.delete(PODS, name, namespace, grace_period_seconds=0)
+        except NotFound:
+            log.debug("pod is gone already", extra={"key": key})
+
+
+def _same_but_share(a: WorkerSpec, b: WorkerSpec) -> bool:
+    return (a.worker, a.devices, a.isolation) == (b.worker, b.devices, b.isolation)
+
+
+def worker_of(pod: Pod) -> tuple[str, str]:
+    """The uid and name of the pod whose worker this pod uses: its own, unless it shares one."""
+    key, _, name = pod.metadata.annotations.get(names.WORKER, "").partition("/")
+    return key or pod.metadata.uid, name or pod.metadata.name
+
+
+def running_status(pod: Pod, now: str) -> JsonObject:
+    """The status of a pod whose containers all run."""
+    containers = [
+        {
+            "name": c.name,
+            "image": c.image or "",
+            "imageID": "",
+            "ready": True,
+            "started": True,
+            "restartCount": 0,
+            "state": {"running": {"startedAt": now}},
+        }
+        for c in (pod.spec.containers if pod.spec else ())
+    ]
+    types = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
+    return {
+        "phase": "Running",
+        "startTime": now,
+        "hostIP": "127.0.0.1",
+        "podIP": "127.0.0.1",
+        "podIPs": [{"ip": "127.0.0.1"}],
+        "qosClass": "BestEffort",
+        "conditions": [{"type": t, "status": "True", "lastTransitionTime": now} for t in types],
+        "containerStatuses": containers,
+    }

@@ -1,0 +1,1 @@
+"""Pure domain: devices, demands, ledger, quota and the placement engine."""

@@ -1,0 +1,174 @@
+"""What a worker holds, and what a device gives: the records the ledger is made of."""
+
+import hashlib
+from typing import Final
+
+import msgspec
+
+from tensorfusion.model.demand import Amount
+from tensorfusion.model.device import DYNAMIC, Device
+from tensorfusion.model.quota import Usage
+
+DIGEST_MODULUS: Final = 1 << 128
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+class Take(msgspec.Struct, frozen=True):
+    """What one worker holds of one device, in base units.
+
+    The request is deducted from the card; the limit counts against its virtual capacity.
+    """
+
+    uuid: str
+    gflops: int
+    vram_bytes: int
+    limit_gflops: int
+    limit_vram_bytes: int
+
+
+class Allocation(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker and everything it holds.
+
+    Attributes:
+        key: Uid of the pod the worker was made for.
+        namespace: Namespace of that pod.
+        name: Name of that pod.
+        node: Node of all devices.
+        workload: Workload the worker serves; pods that name it may share the worker.
+        pool: Pool of the devices.
+        qos: Quality of service.
+        isolation: Isolation mode.
+        exclusive: Whether whole cards are held.
+        request: Request per GPU as it was asked for.
+        limit: Limit per GPU as it was asked for.
+        takes: What is held, one entry per device, in the order of the container assignment.
+        holders: Uids of the pods that use the worker, sorted; the last one to leave frees it.
+        containers: Container name and its device uuids, when dealt out by the pod.
+    """
+
+    key: str
+    namespace: str
+    name: str
+    node: str
+    workload: str = ""
+    pool: str = ""
+    qos: str = "medium"
+    isolation: str = "soft"
+    exclusive: bool = False
+    request: Amount = Amount()
+    limit: Amount = Amount()
+    takes: tuple[Take, ...] = ()
+    holders: tuple[str, ...] = ()
+    containers: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Uuids of the devices held."""
+        return tuple(take.uuid for take in self.takes)
+
+    @property
+    def usage(self) -> Usage:
+        """What this worker adds to its namespace's usage."""
+        if len(self.takes) == 1:
+            take = self.takes[0]
+            return Usage(take.gflops, take.vram_bytes, take.limit_gflops, take.limit_vram_bytes, 1)
+        return Usage(
+            sum(take.gflops for take in self.takes),
+            sum(take.vram_bytes for take in self.takes),
+            sum(take.limit_gflops for take in self.takes),
+            sum(take.limit_vram_bytes for take in self.takes),
+            1,
+        )
+
+
+def canonical_bytes(allocation: Allocation) -> bytes:
+    """Encode an allocation so that equal ones give equal bytes: JSON in order of declaration."""
+    return _ENCODER.encode(allocation)
+
+
+def allocation_hash(allocation: Allocation) -> int:
+    """Hash an allocation to 128 bits; their sum is the digest of a whole ledger."""
+    digest = hashlib.blake2b(_ENCODER.encode(allocation), digest_size=16).digest()
+    return int.from_bytes(digest, "big")
+
+
+class DeviceUsage:
+    """One device's running totals. Owned by the ledger; everyone else only reads.
+
+    A device that disappears while workers hold it stays, with ``device`` None and no capacity,
+    until they have left.
+    """
+
+    __slots__ = (
+        "device",
+        "exclusive_holders",
+        "limit_gflops",
+        "limit_vram_bytes",
+        "members",
+        "offered",
+        "used_gflops",
+        "used_vram_bytes",
+        "uuid",
+    )
+
+    def __init__(self, uuid: str, device: Device | None = None) -> None:
+        self.uuid = uuid
+        self.device = device
+        self.used_gflops = 0
+        self.used_vram_bytes = 0
+        self.limit_gflops = 0
+        self.limit_vram_bytes = 0
+        self.exclusive_holders = 0
+        self.offered: frozenset[str] = frozenset()
+        """Isolation modes the device can ever offer."""
+        self.members: dict[str, str] = {}
+        """Allocation key to isolation mode."""
+
+    @property
+    def free_gflops(self) -> int:
+        """Compute not requested by anyone; negative when the card shrank under its workers."""
+        return (self.device.capacity_gflops if self.device else 0) - self.used_gflops
+
+    @property
+    def free_vram_bytes(self) -> int:
+        """Memory not requested by anyone; negative when the card shrank under its workers."""
+        return (self.device.capacity_vram_bytes if self.device else 0) - self.used_vram_bytes
+
+    @property
+    def active_isolation(self) -> str:
+        """Mode a card of dynamic policy is locked to; empty when idle or of static policy."""
+        if not self.members or self.device is None or self.device.isolation_policy != DYNAMIC:
+            return ""
+        return next(iter(self.members.values()))
+
+    @property
+    def conflict(self) -> bool:
+        """Whether workers of different modes were found on a card of dynamic policy."""
+        return (
+            self.device is not None
+            and self.device.isolation_policy == DYNAMIC
+            and len(set(self.members.values())) > 1
+        )
+
+    def apply(self, take: Take, allocation: Allocation, sign: int) -> None:
+        """Add (1) or remove (-1) what one worker holds."""
+        self.used_gflops += sign * take.gflops
+        self.used_vram_bytes += sign * take.vram_bytes
+        self.limit_gflops += sign * take.limit_gflops
+        self.limit_vram_bytes += sign * take.limit_vram_bytes
+        if allocation.exclusive:
+            self.exclusive_holders += sign
+        if sign > 0:
+            self.members[allocation.key] = allocation.isolation
+        else:
+            del self.members[allocation.key]
+
+    def totals(self) -> tuple[int, int, int, int, int]:
+        """Return all totals, for comparisons."""
+        return (
+            self.used_gflops,
+            self.used_vram_bytes,
+            self.limit_gflops,
+            self.limit_vram_bytes,
+            self.exclusive_holders,
+        )

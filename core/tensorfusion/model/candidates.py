@@ -1,0 +1,335 @@
+"""Cached answers of the engine: which nodes can serve a request, and how good they are.
+
+Three levels, each catching up on changed nodes only, which the fleet's journals name:
+
+- `Suitability`: which cards and nodes a kind of request may use at all. Changes with hardware,
+  labels and taints, not with load.
+- `Tables`: per node the score and the largest headroom of each quantity. Requests of every kind
+  share one table as long as their constraints take or leave whole nodes, which is the rule since
+  the cards of a node are usually alike; otherwise a kind has its own.
+- `ShapeKeys`: one number per node for one shape, its score where the shape fits and
+  `NOT_FITTING` elsewhere. The largest headrooms sort out most nodes that changed; the cards of
+  the rest are looked at one by one.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensorfusion.model.demand import Shape
+from tensorfusion.model.filters import allows_node, allows_profile, node_key, profile_key
+from tensorfusion.model.fleet import (
+    GATE_BITS,
+    GFLOPS,
+    IDLE_BIT,
+    LIMIT_GFLOPS,
+    LIMIT_PERCENT,
+    LIMIT_VRAM,
+    PERCENT,
+    QUANTITIES,
+    VRAM,
+    Fleet,
+)
+from tensorfusion.model.journal import Journal
+from tensorfusion.model.rows import Bools, Ints, Rows, Scorer
+
+NOT_FITTING: Final = -(1 << 62)
+SCORE_SCALE: Final = 1 << 16
+"""Scores are compared as integers in units of 1/65536, so that the order in which a processor
+adds floating-point numbers cannot decide a tie."""
+
+_CLOSED: Final = np.int64(-1)
+_NO_KEY: Final = np.int64(NOT_FITTING)
+
+Slots = NDArray[np.intp]
+
+
+def needs_of(shape: Shape) -> list[tuple[int, int]]:
+    """Return (quantity, amount) pairs that a card's headroom must reach.
+
+    A limit below the request counts as the request, as in the ledger. When one of the two is a
+    share of the card and the other is not, both conditions are stated; the larger one decides.
+    """
+    request, limit = shape.request, shape.limit
+    needs = {
+        GFLOPS: request.gflops,
+        VRAM: request.vram_bytes,
+        PERCENT: request.milli_percent,
+        LIMIT_GFLOPS: max(limit.gflops, request.gflops),
+        LIMIT_VRAM: max(limit.vram_bytes, request.vram_bytes),
+        LIMIT_PERCENT: max(limit.milli_percent, request.milli_percent),
+    }
+    found = [(quantity, amount) for quantity, amount in needs.items() if amount]
+    return found or [(GFLOPS, 0)]
+
+
+class StaticMasks:
+    """Masks that many request kinds share: node rules and profile rules."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._nodes: dict[tuple[object, ...], tuple[int, int, Bools]] = {}
+        self._profiles: dict[tuple[object, ...], list[bool]] = {}
+
+    def profiles(self, shape: Shape) -> Bools:
+        """Return which device profiles suit the request; one more False for empty slots."""
+        table = self._profiles.setdefault(profile_key(shape), [])
+        for profile in self._fleet.profiles[len(table) :]:
+            table.append(allows_profile(shape, profile))
+        return np.array([*table, False], dtype=np.bool_)
+
+    def nodes(self, shape: Shape) -> Bools:
+        """Return which node slots suit the request, up to date; (fleet.rows,)."""
+        fleet = self._fleet
+        key = node_key(shape)
+        known = self._nodes.get(key)
+        version = fleet.static_journal.version
+        if known is not None and known[0] == version and known[1] == fleet.layout:
+            return known[2]
+        changed = None
+        if known is not None and known[1] == fleet.layout:
+            changed = fleet.static_journal.since(known[0])
+        if known is None or changed is None:
+            mask = np.zeros(fleet.rows, dtype=np.bool_)
+            mask[: fleet.size] = [
+                node is not None and allows_node(shape, node) for node in fleet.nodes
+            ]
+        else:
+            mask = known[2]
+            for slot in set(changed.tolist()):
+                node = fleet.nodes[slot]
+                mask[slot] = node is not None and allows_node(shape, node)
+        self._nodes[key] = (version, fleet.layout, mask)
+        return mask
+
+    def clear(self) -> None:
+        """Forget all masks."""
+        self._nodes.clear()
+
+
+class Suitability:
+    """What a kind of request may use, load aside.
+
+    Attributes:
+        cards: Cards that the unchanging constraints allow; (rows, width).
+        nodes: Nodes with at least one such card; (rows,).
+        regular: Whether each node has either all or none of its cards allowed.
+    """
+
+    def __init__(self, fleet: Fleet, masks: StaticMasks, shape: Shape) -> None:
+        self._fleet = fleet
+        self._masks = masks
+        self._shape = shape
+        self.cards: Bools = np.zeros((fleet.rows, fleet.width), dtype=np.bool_)
+        self.nodes: Bools = np.zeros(fleet.rows, dtype=np.bool_)
+        self._irregular: Bools = np.zeros(fleet.rows, dtype=np.bool_)
+        self.regular = True
+        self._cursor = -1
+
+    def catch_up(self) -> None:
+        """Look at the nodes whose hardware, labels or taints changed since the last call."""
+        fleet = self._fleet
+        version = fleet.static_journal.version
+        if version == self._cursor:
+            return
+        where = _changed(fleet.static_journal, self._cursor, fleet.size)
+        shape = self._shape
+        codes = fleet.profile_codes[where]
+        cards = self._masks.profiles(shape)[codes]
+        cards &= self._masks.nodes(shape)[where, None]
+        if shape.indices:
+            cards &= np.isin(fleet.indices[where], shape.indices)
+        some = cards.any(axis=1)
+        self.cards[where] = cards
+        self.nodes[where] = some
+        self._irregular[where] = some & ((codes >= 0) != cards).any(axis=1)
+        self.regular = not self._irregular[: fleet.size].any()
+        self._cursor = version
+
+    def lowest_capacity_gflops(self) -> int:
+        """Return the compute of the smallest card allowed, 0 if none."""
+        size = self._fleet.size
+        capacities = self._fleet.capacity[0, :size][self.cards[:size]]
+        return int(capacities.min()) if capacities.size else 0
+
+
+class Tables:
+    """Scores and headrooms per node.
+
+    Attributes:
+        node_scores: Score per node slot, in units of 1/`SCORE_SCALE`.
+        largest: ``largest[quantity, slot]`` is the largest headroom among the cards that are
+            open to the isolation mode, -1 when there are none.
+    """
+
+    def __init__(
+        self, fleet: Fleet, policy: Scorer, shape: Shape, suitability: Suitability | None
+    ) -> None:
+        """Start empty.
+
+        Args:
+            fleet: The columns.
+            policy: Gives the scores.
+            shape: A request of the kind.
+            suitability: Restricts the cards that count; None counts all.
+        """
+        self._fleet = fleet
+        self._policy = policy
+        self._shape = shape
+        self._suitability = suitability
+        self._bit = gate_bit(shape)
+        self.node_scores: Ints = np.zeros(fleet.rows, dtype=np.int64)
+        self.largest: Ints = np.full((QUANTITIES, fleet.rows), -1, dtype=np.int64)
+        self._cursor = -1
+
+    def catch_up(self) -> None:
+        """Look at the nodes that changed since the last call."""
+        fleet = self._fleet
+        version = fleet.journal.version
+        if version == self._cursor:
+            return
+        where = _changed(fleet.journal, self._cursor, fleet.size)
+        rows, headroom = self._rows(where)
+        self.largest[:, where] = np.where(rows.open, headroom, _CLOSED).max(axis=-1)
+        scores = self._policy.score_nodes(self._shape, rows, fleet.statistics)
+        self.node_scores[where] = _scaled(scores)
+        self._cursor = version
+
+    def device_scores(self, slot: int) -> list[int]:
+        """Score the cards of one node, in units of 1/`SCORE_SCALE`."""
+        rows, _ = self._rows(slice(slot, slot + 1))
+        scores = self._policy.score_devices(self._shape, rows, self._fleet.statistics)
+        scaled: list[int] = _scaled(scores[0]).tolist()
+        return scaled
+
+    def _rows(self, where: slice | Slots) -> tuple[Rows, Ints]:
+        fleet = self._fleet
+        suitability = self._suitability
+        if isinstance(where, slice):
+            headroom, capacity = fleet.headroom[:, where], fleet.capacity[:, where]
+            gate = fleet.gate[where]
+            matching = fleet.present[where] if suitability is None else suitability.cards[where]
+        else:
+            headroom = fleet.headroom.take(where, axis=1)
+            capacity = fleet.capacity.take(where, axis=1)
+            gate = fleet.gate.take(where, axis=0)
+            allowed = fleet.present if suitability is None else suitability.cards
+            matching = allowed.take(where, axis=0)
+        is_open: Bools = matching & ((gate & self._bit) != 0)
+        return Rows(headroom, capacity, matching, is_open), headroom
+
+
+class ShapeKeys:
+    """One comparable number per node for one shape.
+
+    Attributes:
+        needs: (quantity, amount) pairs a card's headroom must reach.
+        keys: Score where the shape may fit, else `NOT_FITTING`; per node slot.
+    """
+
+    def __init__(
+        self, fleet: Fleet, shape: Shape, suitability: Suitability, shared: Tables | None
+    ) -> None:
+        """Start empty.
+
+        Args:
+            fleet: The columns.
+            shape: The request.
+            suitability: Of its kind.
+            shared: Tables of all cards, used while the kind is regular; None when the policy
+                reads the demand.
+        """
+        self._fleet = fleet
+        self.shape = shape
+        self.suitability = suitability
+        self.needs = needs_of(shape)
+        self.keys: Ints = np.full(fleet.rows, NOT_FITTING, dtype=np.int64)
+        self._bit = gate_bit(shape)
+        self._shared = shared
+        self._tables: Tables | None = None
+        self._cursor = -1
+
+    def catch_up(self, own: Callable[[], Tables]) -> Tables:
+        """Look at the nodes that changed since the last call.
+
+        Args:
+            own: Finds the tables of this kind of request alone.
+
+        Returns:
+            The tables that apply.
+        """
+        fleet = self._fleet
+        suitability = self.suitability
+        suitability.catch_up()
+        shared = self._shared
+        tables = shared if shared is not None and suitability.regular else own()
+        tables.catch_up()
+        if tables is not self._tables:
+            self._tables = tables
+            self._cursor = -1
+        version = fleet.journal.version
+        if version == self._cursor:
+            return tables
+        where = _changed(fleet.journal, self._cursor, fleet.size)
+        self._cursor = version
+        if isinstance(where, slice):
+            maybe = suitability.nodes[where].copy()
+            for quantity, amount in self.needs:
+                maybe &= tables.largest[quantity, where] >= amount
+        else:
+            maybe = suitability.nodes.take(where)
+            for quantity, amount in self.needs:
+                maybe &= tables.largest[quantity].take(where) >= amount
+        self.keys[where] = _NO_KEY
+        slots = maybe.nonzero()[0] if isinstance(where, slice) else where[maybe]
+        if slots.size:
+            slots = slots[self._count_fitting(slots) >= self.shape.gpu_count]
+            self.keys[slots] = tables.node_scores.take(slots)
+        return tables
+
+    def _count_fitting(self, slots: Slots) -> NDArray[np.intp]:
+        fleet = self._fleet
+        fits = (fleet.gate.take(slots, axis=0) & self._bit) != 0
+        fits &= self.suitability.cards.take(slots, axis=0)
+        for quantity, amount in self.needs:
+            fits &= fleet.headroom[quantity].take(slots, axis=0) >= amount
+        counts: NDArray[np.intp] = fits.sum(axis=1)
+        return counts
+
+    def fitting(self, slot: int) -> list[int]:
+        """Return the device slots of a node whose cards fit exactly, in order of index."""
+        fleet = self._fleet
+        allowed = self.suitability.cards[slot].tolist()
+        gates = fleet.gates[slot]
+        needs = self.needs
+        bit = self._bit
+        found = []
+        for position, card in enumerate(fleet.cards[slot]):
+            if not allowed[position] or not gates[position] & bit:
+                continue
+            for quantity, amount in needs:
+                if card[quantity] < amount:
+                    break
+            else:
+                found.append(position)
+        return found
+
+
+def gate_bit(shape: Shape) -> int:
+    """Return the gate bit a card must show for the request."""
+    return IDLE_BIT if shape.exclusive else GATE_BITS[shape.isolation]
+
+
+def _changed(journal: Journal, cursor: int, size: int) -> slice | Slots:
+    """Return the slots changed since the cursor, or all when that is no more work."""
+    changed = journal.since(cursor) if cursor >= 0 else None
+    if changed is None or 2 * len(changed) >= size:
+        return slice(0, size)
+    return changed
+
+
+def _scaled(scores: NDArray[np.float64]) -> Ints:
+    scaled: Ints = np.rint(scores * SCORE_SCALE).astype(np.int64)
+    return scaled

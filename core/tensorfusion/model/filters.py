@@ -1,0 +1,133 @@
+"""The constraints of a request, each as one rule with the phrase that explains it.
+
+Rules over a device's profile or a node are plain Python, decided once per distinct profile and
+once per node and request kind. Rules over amounts are arrays and live in the engine.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from tensorfusion.model.demand import Shape, Toleration
+from tensorfusion.model.device import OURS, RUNNING, DeviceProfile, NodeInfo, Taint
+
+
+class ProfileRule(NamedTuple):
+    """A constraint on what a device is.
+
+    Attributes:
+        name: Stable key, for machines.
+        phrase: Reads after a number of GPUs: ``7 in another pool``.
+        allows: Decides.
+    """
+
+    name: str
+    phrase: str
+    allows: Callable[[Shape, DeviceProfile], bool]
+
+
+class NodeRule(NamedTuple):
+    """A constraint on the node that carries a device; fields as in `ProfileRule`."""
+
+    name: str
+    phrase: str
+    allows: Callable[[Shape, NodeInfo], bool]
+
+
+def _allows_pool(shape: Shape, profile: DeviceProfile) -> bool:
+    return not shape.pool or shape.pool == profile.pool
+
+
+def _allows_phase(_shape: Shape, profile: DeviceProfile) -> bool:
+    return profile.phase == RUNNING
+
+
+def _allows_owner(_shape: Shape, profile: DeviceProfile) -> bool:
+    return profile.used_by in OURS
+
+
+def _allows_vendor(shape: Shape, profile: DeviceProfile) -> bool:
+    return not shape.vendor or shape.vendor.casefold() == profile.vendor.casefold()
+
+
+def _allows_model(shape: Shape, profile: DeviceProfile) -> bool:
+    if not shape.models:
+        return True
+    names = (profile.model.casefold(), profile.full_model.casefold())
+    return any(model.casefold() in names for model in shape.models if model)
+
+
+def _allows_isolation(shape: Shape, profile: DeviceProfile) -> bool:
+    return profile.offers(shape.isolation)
+
+
+PROFILE_RULES: Final = (
+    ProfileRule("pool", "in another pool", _allows_pool),
+    ProfileRule("phase", "not running", _allows_phase),
+    ProfileRule("owner", "managed by another system", _allows_owner),
+    ProfileRule("vendor", "wrong vendor", _allows_vendor),
+    ProfileRule("model", "wrong model", _allows_model),
+    ProfileRule("isolation", "isolation mode not offered", _allows_isolation),
+)
+
+
+def allows_profile(shape: Shape, profile: DeviceProfile) -> bool:
+    """Tell whether a device of this profile can ever serve the request."""
+    return all(rule.allows(shape, profile) for rule in PROFILE_RULES)
+
+
+def _allows_node_name(shape: Shape, node: NodeInfo) -> bool:
+    return not shape.node_name or shape.node_name == node.name
+
+
+def _allows_selector(shape: Shape, node: NodeInfo) -> bool:
+    return all(node.labels.get(key) == value for key, value in shape.node_selector)
+
+
+def _allows_affinity(shape: Shape, node: NodeInfo) -> bool:
+    if not shape.affinity:
+        return True
+    return any(term.matches(node.name, node.labels) for term in shape.affinity)
+
+
+def _allows_cordon(_shape: Shape, node: NodeInfo) -> bool:
+    return node.schedulable
+
+
+def _allows_taints(shape: Shape, node: NodeInfo) -> bool:
+    return tolerated(node.taints, shape.tolerations)
+
+
+def tolerated(taints: Iterable[Taint], tolerations: tuple[Toleration, ...]) -> bool:
+    """Tell whether every taint that keeps pods away is tolerated."""
+    return all(
+        taint.effect == "PreferNoSchedule"
+        or any(toleration.tolerates(taint) for toleration in tolerations)
+        for taint in taints
+    )
+
+
+NODE_RULES: Final = (
+    NodeRule("node-name", "on another node than asked for", _allows_node_name),
+    NodeRule("node-selector", "on nodes that do not match the selector", _allows_selector),
+    NodeRule("node-affinity", "on nodes that do not match the affinity", _allows_affinity),
+    NodeRule("cordoned", "on cordoned nodes", _allows_cordon),
+    NodeRule("taint", "on nodes with an untolerated taint", _allows_taints),
+)
+
+
+def allows_node(shape: Shape, node: NodeInfo) -> bool:
+    """Tell whether the request may run on the node at all."""
+    for rule in NODE_RULES:  # noqa: SIM110 - a generator costs twice as much here
+        if not rule.allows(shape, node):
+            return False
+    return True
+
+
+def node_key(shape: Shape) -> tuple[object, ...]:
+    """Return what `allows_node` reads of a request."""
+    return (shape.node_name, shape.node_selector, shape.affinity, shape.tolerations)
+
+
+def profile_key(shape: Shape) -> tuple[object, ...]:
+    """Return what `allows_profile` reads of a request."""
+    return (shape.pool, shape.vendor, shape.models, shape.isolation)

@@ -1,0 +1,341 @@
+"""The fleet as columns: one block of device slots per node, updated in place.
+
+Arrays have the shape (nodes, slots), where slots is the largest number of devices on one node.
+Nodes keep their slot for life and freed slots are reused, so adding or removing hardware touches
+one block; only growing beyond the arrays' size copies them, which doubling amortises.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensorfusion.model.allocation import DeviceUsage
+from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT
+from tensorfusion.model.device import DYNAMIC, ISOLATION_MODES, Device, DeviceProfile, NodeInfo
+from tensorfusion.model.journal import Journal
+from tensorfusion.model.rows import Bools, FleetStatistics, Ints
+
+GFLOPS, VRAM, LIMIT_GFLOPS, LIMIT_VRAM, PERCENT, LIMIT_PERCENT = range(6)
+"""Quantities of `Fleet.headroom`, in order. Percent is compute as milli-percent of the card."""
+
+QUANTITIES: Final = 6
+
+IDLE_BIT: Final = 1
+"""Gate bit of a card that nobody uses: a whole-card request may take it."""
+
+GATE_BITS: Final = {mode: 2 << position for position, mode in enumerate(ISOLATION_MODES)}
+"""Gate bit per isolation mode: a worker of that mode may join the card as it is now."""
+
+_OPEN: Final = sum(GATE_BITS.values())
+
+
+def gate_of(usage: DeviceUsage, node_full: bool) -> int:
+    """Tell who may join a card now, as bits."""
+    if node_full or usage.exclusive_holders:
+        return 0
+    if not usage.members:
+        return _OPEN | IDLE_BIT
+    device = usage.device
+    if device is None or device.isolation_policy != DYNAMIC:
+        return _OPEN
+    return 0 if usage.conflict else GATE_BITS[usage.active_isolation]
+
+
+def headroom_of(usage: DeviceUsage, device: Device) -> tuple[int, int, int, int, int, int]:
+    """Return what is left of a card, one figure per quantity.
+
+    The percentages are the largest that still fit: a share of p on a card of c GFLOP/s is
+    ``p * c // 100000``, and that is at most ``free`` exactly while
+    ``p <= ((free + 1) * 100000 - 1) // c``.
+    """
+    capacity = device.capacity_gflops
+    gflops = capacity - usage.used_gflops
+    limit = device.limit_gflops - usage.limit_gflops
+    return (
+        gflops,
+        device.capacity_vram_bytes - usage.used_vram_bytes,
+        limit,
+        device.limit_vram_bytes - usage.limit_vram_bytes,
+        ((gflops + 1) * FULL_CARD_MILLI_PERCENT - 1) // (capacity or 1),
+        ((limit + 1) * FULL_CARD_MILLI_PERCENT - 1) // (capacity or 1),
+    )
+
+
+class Fleet:
+    """Columns of all nodes and devices.
+
+    Attributes:
+        headroom: What is left of each card; (quantities, nodes, slots).
+        capacity: GFLOP/s and bytes of each card, 1 in empty slots; (2, nodes, slots).
+        gate: Who may join each card, bits; (nodes, slots).
+        profile_codes: Position in `profiles`, -1 in empty slots; (nodes, slots).
+        present: Whether a slot carries a device; (nodes, slots).
+        indices: Position of each card on its node; (nodes, slots).
+        full: Whether a node runs as many workers as it may; (nodes,).
+        nodes: Node per slot, None when free.
+        blocks: Devices per node slot, in order of index.
+        cards: `headroom` once more as one tuple per device, since single nodes are read faster
+            from Python objects than from arrays.
+        gates: `gate` once more, for the same reason.
+        journal: Node slots whose columns changed in any way.
+        static_journal: Node slots whose hardware, labels or taints changed.
+        layout: Grows when the arrays are replaced by larger ones.
+    """
+
+    def __init__(self) -> None:
+        self.headroom: Ints = np.full((QUANTITIES, 0, 1), -1, dtype=np.int64)
+        self.capacity: Ints = np.ones((2, 0, 1), dtype=np.int64)
+        self.gate: NDArray[np.uint8] = np.zeros((0, 1), dtype=np.uint8)
+        self.profile_codes: NDArray[np.int32] = np.full((0, 1), -1, dtype=np.int32)
+        self.present: Bools = np.zeros((0, 1), dtype=np.bool_)
+        self.full: Bools = np.zeros(0, dtype=np.bool_)
+        self.indices: NDArray[np.int32] = np.full((0, 1), -1, dtype=np.int32)
+        self.nodes: list[NodeInfo | None] = []
+        self.blocks: list[list[DeviceUsage]] = []
+        self.cards: list[list[tuple[int, ...]]] = []
+        self.gates: list[list[int]] = []
+        self.profiles: list[DeviceProfile] = []
+        self.journal = Journal()
+        self.static_journal = Journal()
+        self.layout = 0
+        self._codes: dict[DeviceProfile, int] = {}
+        self._slots: dict[str, int] = {}
+        self._free_slots: list[int] = []
+        self._positions: dict[str, tuple[int, int]] = {}
+        self._full: list[bool] = []
+        self._workers: list[int] = []
+        self._last_name = ""
+        self._ranks: dict[str, int] | None = {}
+        self._ordered = True
+        self._statistics: FleetStatistics | None = None
+
+    @property
+    def size(self) -> int:
+        """Node slots in use or freed; arrays are valid up to here."""
+        return len(self.nodes)
+
+    @property
+    def rows(self) -> int:
+        """Node slots the arrays have room for."""
+        return int(self.gate.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Device slots per node."""
+        return int(self.gate.shape[1])
+
+    @property
+    def ordered(self) -> bool:
+        """Whether node slots are in order of node name, so that the first of equals is right."""
+        return self._ordered
+
+    @property
+    def statistics(self) -> FleetStatistics:
+        """Totals of the hardware."""
+        if self._statistics is None:
+            devices = [usage.device for block in self.blocks for usage in block if usage.device]
+            models: dict[str, int] = {}
+            for device in devices:
+                models[device.model] = models.get(device.model, 0) + 1
+            self._statistics = FleetStatistics(
+                nodes=len(self._slots),
+                devices=len(devices),
+                capacity_gflops=sum(device.capacity_gflops for device in devices),
+                capacity_vram_bytes=sum(device.capacity_vram_bytes for device in devices),
+                devices_by_model=models,
+            )
+        return self._statistics
+
+    def slot_of(self, node: str) -> int | None:
+        """Return the slot of a node, None when unknown."""
+        return self._slots.get(node)
+
+    def first_by_name(self, slots: Sequence[int]) -> int:
+        """Return the slot whose node has the smallest name."""
+        if self._ranks is None:
+            self._ranks = {name: rank for rank, name in enumerate(sorted(self._slots))}
+        ranks = self._ranks
+        return min(slots, key=lambda slot: ranks[self._name(slot)])
+
+    def put_node(self, node: NodeInfo, workers: int) -> None:
+        """Add a node or replace what is known about it; its devices stay."""
+        slot = self._slots.get(node.name)
+        if slot is None:
+            slot = self._new_slot(node)
+        elif self.nodes[slot] == node:
+            return
+        self.nodes[slot] = node
+        self._set_workers(slot, workers)
+        self._mark(slot)
+
+    def remove_node(self, name: str) -> list[str]:
+        """Remove a node with its devices.
+
+        Returns:
+            Uuids of the devices that were on it.
+        """
+        slot = self._slots.pop(name, None)
+        if slot is None:
+            return []
+        uuids = [usage.uuid for usage in self.blocks[slot]]
+        for uuid in uuids:
+            del self._positions[uuid]
+        self.blocks[slot] = []
+        self.nodes[slot] = None
+        self._free_slots.append(slot)
+        self._write_block(slot)
+        self._ranks = None
+        return uuids
+
+    def put_device(self, usage: DeviceUsage, workers: int) -> None:
+        """Add a device or replace what is known about it."""
+        device = usage.device
+        if device is None:
+            return
+        slot = self._slots.get(device.node)
+        if slot is None:
+            self.put_node(NodeInfo(name=device.node, pool=device.pool), workers)
+            slot = self._slots[device.node]
+        position = self._positions.get(device.uuid)
+        if position is not None and position[0] != slot:
+            self.remove_device(device.uuid)
+        block = [other for other in self.blocks[slot] if other.uuid != device.uuid]
+        block.append(usage)
+        block.sort(key=_block_order)
+        self.blocks[slot] = block
+        if len(block) > self.width:
+            self._grow(self.rows, max(len(block), self.width * 2 if self.width > 1 else 2))
+        self._write_block(slot)
+
+    def remove_device(self, uuid: str) -> None:
+        """Remove a device; unknown ones are ignored."""
+        position = self._positions.pop(uuid, None)
+        if position is None:
+            return
+        slot = position[0]
+        self.blocks[slot] = [usage for usage in self.blocks[slot] if usage.uuid != uuid]
+        self._write_block(slot)
+
+    def usage_changed(self, node: str, workers: int, touched: Sequence[DeviceUsage]) -> None:
+        """Take over new totals from the ledger; its listener."""
+        slot = self._slots.get(node)
+        if slot is not None:
+            self._set_workers(slot, workers)
+        for usage in touched:
+            position = self._positions.get(usage.uuid)
+            device = usage.device
+            if position is None or device is None:
+                continue
+            slot, place = position
+            card = headroom_of(usage, device)
+            self.cards[slot][place] = card
+            self.headroom[:, slot, place] = card
+            gate = gate_of(usage, self._full[slot])
+            if self.gates[slot][place] != gate:
+                self.gates[slot][place] = gate
+                self.gate[position] = gate
+        if slot is not None:
+            self.journal.append(slot)
+
+    def _name(self, slot: int) -> str:
+        node = self.nodes[slot]
+        return node.name if node is not None else ""
+
+    def _new_slot(self, node: NodeInfo) -> int:
+        self._ranks = None
+        if self._free_slots:
+            slot = self._free_slots.pop()
+            self._ordered = False
+        else:
+            slot = len(self.nodes)
+            self.nodes.append(None)
+            self.blocks.append([])
+            self.cards.append([])
+            self.gates.append([])
+            self._full.append(False)
+            self._workers.append(0)
+            if node.name < self._last_name:
+                self._ordered = False
+            self._last_name = max(self._last_name, node.name)
+            if slot >= self.rows:
+                self._grow(max(16, 2 * self.rows), self.width)
+        self._slots[node.name] = slot
+        return slot
+
+    def _set_workers(self, slot: int, workers: int) -> None:
+        node = self.nodes[slot]
+        self._workers[slot] = workers
+        full = node is not None and workers >= node.max_workers
+        if full != self._full[slot]:
+            self._full[slot] = full
+            self.full[slot] = full
+            for position, usage in enumerate(self.blocks[slot]):
+                gate = gate_of(usage, full)
+                self.gates[slot][position] = gate
+                self.gate[slot, position] = gate
+
+    def _mark(self, slot: int) -> None:
+        self.journal.append(slot)
+        self.static_journal.append(slot)
+        self._statistics = None
+
+    def _write_block(self, slot: int) -> None:
+        self.headroom[:, slot] = -1
+        self.capacity[:, slot] = 1
+        self.gate[slot] = 0
+        self.profile_codes[slot] = -1
+        self.present[slot] = False
+        self.indices[slot] = -1
+        cards: list[tuple[int, ...]] = [()] * len(self.blocks[slot])
+        gates = [0] * len(cards)
+        self.cards[slot] = cards
+        self.gates[slot] = gates
+        for position, usage in enumerate(self.blocks[slot]):
+            device = usage.device
+            if device is None:
+                continue
+            self._positions[usage.uuid] = (slot, position)
+            cards[position] = headroom_of(usage, device)
+            gates[position] = gate_of(usage, self._full[slot])
+            self.headroom[:, slot, position] = cards[position]
+            self.gate[slot, position] = gates[position]
+            self.capacity[0, slot, position] = device.capacity_gflops or 1
+            self.capacity[1, slot, position] = device.capacity_vram_bytes or 1
+            self.profile_codes[slot, position] = self._code(device.profile)
+            self.present[slot, position] = True
+            self.indices[slot, position] = device.index
+        self._mark(slot)
+
+    def _code(self, profile: DeviceProfile) -> int:
+        code = self._codes.get(profile)
+        if code is None:
+            code = self._codes[profile] = len(self.profiles)
+            self.profiles.append(profile)
+        return code
+
+    def _grow(self, rows: int, width: int) -> None:
+        old_rows, old_width = self.gate.shape
+        headroom = np.full((QUANTITIES, rows, width), -1, dtype=np.int64)
+        capacity = np.ones((2, rows, width), dtype=np.int64)
+        gate = np.zeros((rows, width), dtype=np.uint8)
+        codes = np.full((rows, width), -1, dtype=np.int32)
+        present = np.zeros((rows, width), dtype=np.bool_)
+        full = np.zeros(rows, dtype=np.bool_)
+        indices = np.full((rows, width), -1, dtype=np.int32)
+        headroom[:, :old_rows, :old_width] = self.headroom
+        capacity[:, :old_rows, :old_width] = self.capacity
+        gate[:old_rows, :old_width] = self.gate
+        codes[:old_rows, :old_width] = self.profile_codes
+        present[:old_rows, :old_width] = self.present
+        full[:old_rows] = self.full
+        indices[:old_rows, :old_width] = self.indices
+        self.headroom, self.capacity, self.gate = headroom, capacity, gate
+        self.profile_codes, self.indices = codes, indices
+        self.present, self.full = present, full
+        self.layout += 1
+
+
+def _block_order(usage: DeviceUsage) -> tuple[int, str]:
+    return (usage.device.index if usage.device else 0, usage.uuid)

@@ -1,0 +1,1 @@
+"""Process life cycle: threads, work queues, reconcile loops, settings, logging, health, events."""

@@ -1,0 +1,105 @@
+"""Controller: a work queue, a reconcile function and the loop between them."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tensorfusion.clock import Clock
+from tensorfusion.errors import ApiError, Conflict, NotFound, Terminal
+from tensorfusion.runtime.instruments import Instruments
+from tensorfusion.runtime.workqueue import WorkQueue
+from tensorfusion.store.informer import Change
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a reconcile wants next: nothing, or to be called again after some seconds."""
+
+    requeue_seconds: float | None = None
+
+
+DONE = Result()
+
+
+class Controller:
+    """Calls ``reconcile(key)`` for every key, level-triggered.
+
+    Args:
+        reconcile: Looks at the whole state of one object and moves it one step; idempotent.
+        workers: Threads. One key is never worked on twice at a time.
+        on_terminal: Called with (key, error) when a reconcile raised `Terminal`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reconcile: Callable[[str], Result],
+        *,
+        clock: Clock,
+        instruments: Instruments | None = None,
+        workers: int = 1,
+        on_terminal: Callable[[str, Terminal], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.workers = workers
+        self.queue = WorkQueue(name, clock)
+        self._reconcile = reconcile
+        self._clock = clock
+        self._instruments = instruments
+        self._on_terminal = on_terminal
+
+    def enqueue(self, change: Change[Any]) -> None:
+        """Put the changed object's own key on the queue (an informer handler)."""
+        self.queue.add(change.key)
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until ``stop`` is set or the queue is closed."""
+        while not stop.is_set():
+            key = self.queue.get()
+            if key is None:
+                return
+            try:
+                self.step(key)
+            finally:
+                self.queue.done(key)
+
+    def step(self, key: str) -> str:
+        """Reconcile one key and settle its retry; returns ``success``, ``requeue`` or ``error``."""
+        started = self._clock.monotonic()
+        try:
+            result = self._reconcile(key)
+        except Terminal as error:
+            outcome = "terminal"
+            self.queue.forget(key)
+            if self._on_terminal is not None:
+                self._on_terminal(key, error)
+        except (Conflict, NotFound):
+            # The cache lags behind the store; the next look settles it.
+            outcome = "conflict"
+            self.queue.retry(key)
+        except Exception as error:
+            outcome = "error"
+            seconds = self.queue.retry(key)
+            log.log(
+                logging.WARNING if isinstance(error, ApiError) else logging.ERROR,
+                "reconcile failed",
+                exc_info=not isinstance(error, ApiError),
+                extra={
+                    "controller": self.name,
+                    "key": key,
+                    "error": str(error),
+                    "retry_seconds": round(seconds, 3),
+                },
+            )
+        else:
+            outcome = "success" if result.requeue_seconds is None else "requeue"
+            self.queue.forget(key)
+            if result.requeue_seconds is not None:
+                self.queue.add_after(key, result.requeue_seconds)
+        if self._instruments is not None:
+            self._instruments.reconciled(self.name, outcome, self._clock.monotonic() - started)
+        return outcome

@@ -1,0 +1,92 @@
+"""Settings: one YAML file, environment overrides with one prefix, validated as a whole."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import yaml
+
+from tensorfusion.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "TENSORFUSION_"
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class PluginSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which plugins load."""
+
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+
+class SimulatedPool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What ``up`` simulates when no GPU is found and nothing else is said."""
+
+    nodes: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 2
+    gpus_per_node: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
+    model: str = "A100_SXM_80G"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of a control plane. Durations are seconds.
+
+    Attributes:
+        plugin_settings: Plugin name to its own block.
+        backend: Backend to use; empty means a real GPU's if one is found, else the simulator.
+        metric_store: Name of the metric store plugin.
+        sample_seconds: How often hypervisors read devices and workers.
+        autoscale_seconds: Pause between passes of the autoscaler.
+        alert_seconds: Pause between evaluations of the alert rules.
+    """
+
+    plugins: PluginSettings = PluginSettings()
+    plugin_settings: dict[str, dict[str, Any]] = {}
+    backend: str = ""
+    simulated: SimulatedPool = SimulatedPool()
+    metric_store: str = "embedded"
+    metrics_retention_seconds: Seconds = 8 * 86400.0
+    sample_seconds: Seconds = 1.0
+    autoscale_seconds: Seconds = 10.0
+    alert_seconds: Seconds = 5.0
+    resync_seconds: Seconds = 300.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Settings:
+    """Read settings.
+
+    Args:
+        path: The YAML file; None means defaults only.
+        environment: Overrides such as ``TENSORFUSION_SAMPLE_SECONDS=0.5`` for scalar fields;
+            ``TENSORFUSION_PLUGINS_DENY=a,b`` blocks plugins in an emergency.
+
+    Raises:
+        ConfigError: The file cannot be read, or a value is wrong; names path, field and value.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not YAML: {error}") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise ConfigError(f"{path}: expected a mapping, got {type(loaded).__name__}")
+        data = loaded or {}
+    overrides = os.environ if environment is None else environment
+    for field in msgspec.structs.fields(Settings):
+        text = overrides.get(ENVIRONMENT_PREFIX + field.name.upper())
+        if text is not None and field.name not in ("plugins", "plugin_settings", "simulated"):
+            data[field.name] = text
+    denied = overrides.get(ENVIRONMENT_PREFIX + "PLUGINS_DENY")
+    if denied:
+        plugins = dict(data.get("plugins") or {})
+        plugins["deny"] = [*plugins.get("deny", []), *(n.strip() for n in denied.split(","))]
+        data["plugins"] = plugins
+    try:
+        return msgspec.convert(data, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path or 'settings'}: {error}") from error

@@ -1,0 +1,1 @@
+"""The scheduling cycle: pending pods in, bindings out, decisions on disk."""

@@ -1,0 +1,312 @@
+"""What a vendor backend does for a node: find devices, read them, hold workers to their share.
+
+Nothing here assumes CUDA. Where a device cannot answer, the value is None, never a guess.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from tensorfusion.clock import Clock
+
+
+class Enforcement(StrEnum):
+    """How strongly a worker's limits bind, as a workload's status reports it."""
+
+    NONE = "none"
+    """Limits are bookkeeping only."""
+    SIMULATED = "simulated"
+    """The device is a model; the model respects the limits."""
+    COOPERATIVE = "cooperative"
+    """A library inside the application enforces; a hostile tenant can get around it."""
+    DRIVER = "driver"
+    """The vendor's driver or hardware enforces."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a backend can do. Conformance tests check each claim.
+
+    Attributes:
+        isolation: Isolation mode (``shared``, ``soft``, ``hard``, ``partitioned``) to how
+            strongly it is enforced. A mode that is missing is refused at placement.
+        partitions: Hardware partitions can be created and removed.
+        snapshot: A worker's device state can be saved and restored.
+        remoting: Workers can serve clients on other nodes.
+        metrics: `NodeBackend.metrics` answers.
+        process_usage: `NodeBackend.usage` answers per worker.
+        live_limits: Limits of a running worker can be changed.
+        max_workers_per_device: Upper bound of the driver, if there is one.
+    """
+
+    isolation: Mapping[str, Enforcement]
+    partitions: bool = False
+    snapshot: bool = False
+    remoting: bool = False
+    metrics: bool = False
+    process_usage: bool = False
+    live_limits: bool = False
+    max_workers_per_device: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceInfo:
+    """One device as discovered.
+
+    Attributes:
+        uuid: Stable over restarts, unique in the cluster, a valid object name in lower case.
+        index: The driver's ordinal on this node, from 0.
+        vendor: Canonical vendor name, such as ``NVIDIA``.
+        model: Family name as users write it, such as ``A100_SXM_80G``.
+        full_model: The driver's own product name.
+        compute_gflops: Dense FP16 rate in GFLOP/s.
+        vram_bytes: Physical memory in bytes.
+        healthy: False when the device must not take new work; ``message`` says why.
+    """
+
+    uuid: str
+    index: int
+    vendor: str
+    model: str
+    full_model: str
+    compute_gflops: int
+    vram_bytes: int
+    numa_node: int | None = None
+    driver_version: str = ""
+    multiprocessors: int | None = None
+    pci_bus_id: str = ""
+    healthy: bool = True
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A direct interconnect between two devices of the node.
+
+    Attributes:
+        tier: 0 same interconnect, 1 same NUMA domain, 2 across NUMA domains.
+        bandwidth_mbps: Sum over the links, MB/s, one direction.
+    """
+
+    source: str
+    target: str
+    kind: str
+    tier: int
+    bandwidth_mbps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMetrics:
+    """One reading of one device; None where the device cannot tell.
+
+    Attributes:
+        time: Seconds since the epoch of the reading.
+        utilization_ratio: Fraction of the sample window with work running, 0 to 1.
+    """
+
+    uuid: str
+    time: float
+    utilization_ratio: float | None = None
+    vram_used_bytes: int | None = None
+    temperature_celsius: float | None = None
+    power_watts: float | None = None
+    energy_joules_total: float | None = None
+    clock_hertz: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerUsage:
+    """What one worker used of one device.
+
+    Attributes:
+        compute_gflops: Average rate over the last sample window, GFLOP/s.
+        throttled_seconds_total: Time in which the worker wanted more than it was given.
+        oom_total: Allocations refused because of the worker's VRAM limit.
+    """
+
+    worker: str
+    uuid: str
+    time: float
+    compute_gflops: float
+    vram_bytes: int
+    throttled_seconds_total: float = 0.0
+    oom_total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A worker's hold on one device: what is promised and what is the most it may take."""
+
+    request_gflops: int
+    request_vram_bytes: int
+    limit_gflops: int
+    limit_vram_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpec:
+    """A worker that is about to run on a node.
+
+    Attributes:
+        worker: Identity: the pod's uid.
+        devices: uuids in the order the worker's containers see them.
+        share: Per device, the same on each.
+        annotations: The pod's, for vendor hints and the simulated load.
+    """
+
+    worker: str
+    namespace: str
+    name: str
+    workload: str
+    devices: tuple[str, ...]
+    share: Share
+    isolation: str = "soft"
+    qos: str = "medium"
+    partition_template: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A host path to make visible to a worker."""
+
+    host_path: str
+    path: str
+    read_only: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedWorker:
+    """What the node must give the worker's processes, and what then really binds."""
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    mounts: Sequence[Mount] = ()
+    device_paths: Sequence[str] = ()
+    enforcement: Enforcement = Enforcement.NONE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """A hardware slice of a device."""
+
+    uuid: str
+    parent: str
+    template: str
+    compute_gflops: int
+    vram_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeContext:
+    """Where a node session lives.
+
+    Attributes:
+        node: Name of the node.
+        state_dir: Folder of the session's own; survives restarts.
+        settings: The plugin's block of the configuration.
+    """
+
+    node: str
+    state_dir: Path
+    clock: Clock
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+@runtime_checkable
+class NodeBackend(Protocol):
+    """A session with the devices of one node.
+
+    Concurrency: every method may be called from any thread. No call may take longer than
+    10 s. Errors are `tensorfusion.errors.BackendError`.
+    """
+
+    def discover(self) -> Sequence[DeviceInfo]:
+        """List the devices in index order; the same uuid for the same device every time."""
+        ...
+
+    def topology(self) -> Sequence[Link]:
+        """List the direct links; empty where there are none or they cannot be read."""
+        ...
+
+    def metrics(self) -> Sequence[DeviceMetrics]:
+        """Read every device once."""
+        ...
+
+    def usage(self) -> Sequence[WorkerUsage]:
+        """Read what each prepared worker uses, one row per worker and device."""
+        ...
+
+    def prepare(self, spec: WorkerSpec) -> PreparedWorker:
+        """Make ready for a worker; idempotent: the same spec again changes nothing.
+
+        Raises:
+            BackendError: A device is unknown or unhealthy, or the isolation mode is not offered.
+        """
+        ...
+
+    def set_limits(self, worker: str, share: Share) -> None:
+        """Change a running worker's share; takes effect within a second.
+
+        Raises:
+            BackendError: The worker was not prepared.
+        """
+        ...
+
+    def release(self, worker: str) -> None:
+        """Undo `prepare`; a worker that is not known is fine."""
+        ...
+
+    def workers(self) -> Sequence[WorkerSpec]:
+        """List prepared workers, also those of a session before a restart."""
+        ...
+
+    def create_partition(self, uuid: str, template: str) -> Partition:
+        """Cut a slice out of a device. Refused with BackendError without the capability."""
+        ...
+
+    def remove_partition(self, uuid: str) -> None:
+        """Give a slice back; one that is gone is fine."""
+        ...
+
+    def snapshot(self, worker: str, target: Path) -> None:
+        """Save a worker's device state. Refused with BackendError without the capability."""
+        ...
+
+    def resume(self, worker: str, source: Path) -> None:
+        """Restore what `snapshot` saved. Refused with BackendError without the capability."""
+        ...
+
+    def close(self) -> None:
+        """End the session; prepared workers keep running."""
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A vendor's support, as a plugin offers it.
+
+    Attributes:
+        name: Unique plugin name, lower case, such as ``nvidia``.
+        vendor: Canonical vendor of its devices; empty when it has several (the simulator).
+    """
+
+    name: str
+    vendor: str
+
+    def available(self) -> tuple[bool, str]:
+        """Tell whether this machine has such devices, and if not, why, in a sentence."""
+        ...
+
+    def capabilities(self) -> Capabilities:
+        """Tell what the backend can do; constant for the life of the process."""
+        ...
+
+    def nodes(self, settings: Mapping[str, object]) -> Sequence[str]:
+        """Name the nodes this process stands for: one real machine, or many simulated ones."""
+        ...
+
+    def open(self, context: NodeContext) -> NodeBackend:
+        """Start a session for one node."""
+        ...

@@ -1,0 +1,240 @@
+"""The metric catalogue: every series this product exposes, declared once.
+
+Exporter, alert rules, dashboards and the reference page are checked against it. Names follow
+the Prometheus conventions: base units, ratios 0 to 1, ``_total`` for counters, ``_info`` for
+facts. Labels reuse the community's words; ``gpu_uuid`` is the join key of a card.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["gauge", "counter", "histogram"]
+
+GPU = ("pool", "node", "gpu_uuid")
+WORKER = ("pool", "node", "namespace", "workload", "worker")
+WORKER_GPU = (*WORKER, "gpu_uuid")
+WORKLOAD = ("pool", "namespace", "workload")
+LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricInfo:
+    """One metric.
+
+    Attributes:
+        name: Full name with the prefix.
+        unit: Base unit; ``1`` for counts, ``bool`` for 0 or 1.
+    """
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...]
+    unit: str
+    help: str
+
+
+def _m(name: str, kind: Kind, labels: tuple[str, ...], unit: str, text: str) -> MetricInfo:
+    return MetricInfo(f"tensorfusion_{name}", kind, labels, unit, text)
+
+
+METRICS: tuple[MetricInfo, ...] = (
+    # Cards, read by the hypervisor.
+    _m(
+        "gpu_info",
+        "gauge",
+        (*GPU, "gpu_index", "vendor", "model", "driver_version", "isolation_mode"),
+        "1",
+        "Static facts of one card; the join key for every other card series.",
+    ),
+    _m("gpu_vram_capacity_bytes", "gauge", GPU, "bytes", "Physical memory of the card."),
+    _m("gpu_vram_used_bytes", "gauge", GPU, "bytes", "Memory in use by anyone."),
+    _m("gpu_compute_capacity_flops", "gauge", GPU, "flops", "Dense FP16 rate of the card."),
+    _m(
+        "gpu_compute_utilization_ratio",
+        "gauge",
+        GPU,
+        "ratio",
+        "Fraction of the sample window with work running on the card.",
+    ),
+    _m("gpu_temperature_celsius", "gauge", GPU, "celsius", "Core temperature."),
+    _m("gpu_power_watts", "gauge", GPU, "watts", "Power draw."),
+    _m("gpu_energy_joules_total", "counter", GPU, "joules", "Energy since the driver loaded."),
+    _m("gpu_healthy", "gauge", GPU, "bool", "1 while the card may take work."),
+    _m(
+        "gpu_last_sample_timestamp_seconds",
+        "gauge",
+        GPU,
+        "seconds",
+        "When the card was last read.",
+    ),
+    # Allocation, known to the control plane.
+    _m(
+        "gpu_compute_allocated_flops",
+        "gauge",
+        GPU,
+        "flops",
+        "Sum of compute requests placed on the card.",
+    ),
+    _m(
+        "gpu_vram_allocated_bytes",
+        "gauge",
+        GPU,
+        "bytes",
+        "Sum of memory requests placed on the card.",
+    ),
+    _m("gpu_workers", "gauge", GPU, "1", "Workers that share the card."),
+    _m("gpu_phase", "gauge", (*GPU, "phase"), "bool", "State set of the GPU object's phase."),
+    # Workers.
+    _m("worker_ready", "gauge", WORKER, "bool", "1 while the worker serves."),
+    _m("worker_compute_used_flops", "gauge", WORKER_GPU, "flops", "Compute rate of the worker."),
+    _m(
+        "worker_compute_utilization_ratio",
+        "gauge",
+        WORKER_GPU,
+        "ratio",
+        "Share of the card's time that the worker used.",
+    ),
+    _m("worker_vram_used_bytes", "gauge", WORKER_GPU, "bytes", "Memory used by the worker."),
+    _m("worker_compute_request_flops", "gauge", WORKER, "flops", "Requested compute, per card."),
+    _m("worker_compute_limit_flops", "gauge", WORKER, "flops", "Compute limit, per card."),
+    _m("worker_vram_request_bytes", "gauge", WORKER, "bytes", "Requested memory, per card."),
+    _m("worker_vram_limit_bytes", "gauge", WORKER, "bytes", "Memory limit, per card."),
+    _m(
+        "worker_throttled_seconds_total",
+        "counter",
+        WORKER_GPU,
+        "seconds",
+        "Time in which the worker wanted more compute than it was given.",
+    ),
+    _m(
+        "worker_vram_denials_total",
+        "counter",
+        WORKER_GPU,
+        "1",
+        "Allocations refused at the memory limit.",
+    ),
+    _m("workload_desired_workers", "gauge", WORKLOAD, "1", "Workers asked for."),
+    _m("workload_ready_workers", "gauge", WORKLOAD, "1", "Workers that serve."),
+    # Scheduler.
+    _m(
+        "scheduler_attempts_total",
+        "counter",
+        ("pool", "result"),
+        "1",
+        "Placement attempts: scheduled, unschedulable, error.",
+    ),
+    _m(
+        "scheduler_rejections_total",
+        "counter",
+        ("pool", "reason"),
+        "1",
+        "Unschedulable attempts by the constraint that excluded the most cards.",
+    ),
+    _m(
+        "scheduler_placement_duration_seconds",
+        "histogram",
+        ("pool",),
+        "seconds",
+        "From the first attempt to the bind.",
+    ),
+    _m(
+        "scheduler_decision_duration_seconds",
+        "histogram",
+        (),
+        "seconds",
+        "One decision of the placement engine with its reservation.",
+    ),
+    _m("scheduler_pending_workers", "gauge", ("pool",), "1", "Workers that wait for a place."),
+    # Quota.
+    _m("quota_compute_limit_flops", "gauge", ("namespace", "quota"), "flops", "Ceiling, compute."),
+    _m("quota_compute_used_flops", "gauge", ("namespace", "quota"), "flops", "Charged, compute."),
+    _m("quota_vram_limit_bytes", "gauge", ("namespace", "quota"), "bytes", "Ceiling, memory."),
+    _m("quota_vram_used_bytes", "gauge", ("namespace", "quota"), "bytes", "Charged, memory."),
+    _m("quota_workers_limit", "gauge", ("namespace", "quota"), "1", "Ceiling, workers."),
+    _m("quota_workers_used", "gauge", ("namespace", "quota"), "1", "Charged, workers."),
+    # Autoscaler.
+    _m(
+        "autoscaler_recommended_compute_flops",
+        "gauge",
+        (*WORKLOAD, "recommender", "bound"),
+        "flops",
+        "Recommended compute: target, lower, upper.",
+    ),
+    _m(
+        "autoscaler_recommended_vram_bytes",
+        "gauge",
+        (*WORKLOAD, "recommender", "bound"),
+        "bytes",
+        "Recommended memory: target, lower, upper.",
+    ),
+    _m(
+        "autoscaler_confidence_ratio",
+        "gauge",
+        (*WORKLOAD, "recommender"),
+        "ratio",
+        "How much history stands behind the recommendation.",
+    ),
+    _m(
+        "autoscaler_decisions_total",
+        "counter",
+        ("recommender", "action"),
+        "1",
+        "Decisions: raise, lower, recommend, blocked.",
+    ),
+    _m(
+        "autoscaler_loop_duration_seconds",
+        "histogram",
+        (),
+        "seconds",
+        "One pass over every workload.",
+    ),
+    # Control plane.
+    _m("build_info", "gauge", ("version",), "1", "Facts of the build."),
+    _m("reconcile_total", "counter", ("controller", "result"), "1", "Reconciles by result."),
+    _m(
+        "reconcile_duration_seconds",
+        "histogram",
+        ("controller",),
+        "seconds",
+        "One reconcile.",
+    ),
+    _m("workqueue_depth", "gauge", ("controller",), "1", "Keys that wait."),
+    _m(
+        "plugin_info",
+        "gauge",
+        ("plugin", "distribution", "version", "state"),
+        "1",
+        "Plugins found; the state says whether they work.",
+    ),
+    _m("api_requests_total", "counter", ("verb", "code"), "1", "Requests served on the wire."),
+    _m(
+        "api_request_duration_seconds",
+        "histogram",
+        ("verb",),
+        "seconds",
+        "Time to answer a request on the wire (watches not counted).",
+    ),
+    _m(
+        "hypervisor_last_heartbeat_timestamp_seconds",
+        "gauge",
+        ("node",),
+        "seconds",
+        "Last sampling pass of the node's hypervisor.",
+    ),
+    _m(
+        "alert_evaluations_total",
+        "counter",
+        ("rule", "result"),
+        "1",
+        "Passes of the built-in evaluator.",
+    ),
+    _m(
+        "alert_notifications_total",
+        "counter",
+        ("sink", "result"),
+        "1",
+        "Alerts handed to sinks.",
+    ),
+)
+
+BY_NAME: dict[str, MetricInfo] = {metric.name: metric for metric in METRICS}

@@ -1,0 +1,14 @@
+"""Metric stores that come with the product."""
+
+from collections.abc import Sequence
+
+from tensorfusion import hookimpl
+from tensorfusion.spi.metrics import MetricStore
+
+
+@hookimpl
+def tensorfusion_metric_stores() -> Sequence[MetricStore]:
+    """Offer the embedded store."""
+    from tensorfusion_plugins.metric_stores.embedded import EmbeddedMetricStore
+
+    return [EmbeddedMetricStore()]

@@ -1,0 +1,84 @@
+"""Policies that look at load alone: fill what is used, or spread over what is free.
+
+The load of a card is the weighted mean of the used percentages of its memory and its compute;
+the load of a node is the mean over its matching cards. Weights are those of the reference's
+scheduler configuration: memory 0.7, compute 0.3, since memory is what runs out first.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tensorfusion.model.demand import Shape
+from tensorfusion.model.rows import FleetStatistics, Floats, Rows
+
+VRAM_WEIGHT = 0.7
+COMPUTE_WEIGHT = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadPolicy:
+    """Scores by load.
+
+    Attributes:
+        name: Name a pool chooses it by.
+        aliases: Other names that choose it.
+        fill_nodes: Prefer loaded nodes; False prefers free ones.
+        fill_devices: The same for the devices of the chosen node.
+        vram_weight: Weight of memory.
+        compute_weight: Weight of compute.
+        reads_demand: Always False: load is a property of the card.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    fill_nodes: bool
+    fill_devices: bool
+    vram_weight: float = VRAM_WEIGHT
+    compute_weight: float = COMPUTE_WEIGHT
+    reads_demand: bool = False
+
+    def score_nodes(self, demand: Shape, rows: Rows, fleet: FleetStatistics) -> Floats:
+        """Score nodes by the mean load of their matching cards, 0 to 100."""
+        used = self._used_percent(rows)
+        used *= rows.matching
+        count = np.maximum(rows.matching.sum(axis=1), 1)
+        mean: Floats = used.sum(axis=1) / count
+        return mean if self.fill_nodes else 100.0 - mean
+
+    def score_devices(self, demand: Shape, rows: Rows, fleet: FleetStatistics) -> Floats:
+        """Score cards by their load, 0 to 100."""
+        used = self._used_percent(rows)
+        return used if self.fill_devices else 100.0 - used
+
+    def _used_percent(self, rows: Rows) -> Floats:
+        total = self.vram_weight + self.compute_weight
+        used: Floats = rows.free_vram_bytes / rows.capacity_vram_bytes
+        used *= -100.0 * self.vram_weight / total
+        used -= (100.0 * self.compute_weight / total) * (rows.free_gflops / rows.capacity_gflops)
+        used += 100.0
+        return used
+
+
+def compact_first() -> LoadPolicy:
+    """Return the policy that fills nodes and cards one after the other."""
+    return LoadPolicy(
+        name="compact-first", aliases=("CompactFirst",), fill_nodes=True, fill_devices=True
+    )
+
+
+def low_load_first() -> LoadPolicy:
+    """Return the policy that spreads over nodes and cards."""
+    return LoadPolicy(
+        name="low-load-first", aliases=("LowLoadFirst",), fill_nodes=False, fill_devices=False
+    )
+
+
+def node_compact_gpu_low_load() -> LoadPolicy:
+    """Return the policy that fills nodes and spreads over the cards of each."""
+    return LoadPolicy(
+        name="node-compact-gpu-low-load",
+        aliases=("NodeCompactGPULowLoad",),
+        fill_nodes=True,
+        fill_devices=False,
+    )

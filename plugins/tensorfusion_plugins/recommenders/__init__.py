@@ -1,0 +1,14 @@
+"""Recommenders that come with the product."""
+
+from collections.abc import Sequence
+
+from tensorfusion import hookimpl
+from tensorfusion.spi.recommender import Recommender
+
+
+@hookimpl
+def tensorfusion_recommenders() -> Sequence[Recommender]:
+    """Offer the percentile recommender."""
+    from tensorfusion_plugins.recommenders.percentile import PercentileRecommender
+
+    return [PercentileRecommender()]

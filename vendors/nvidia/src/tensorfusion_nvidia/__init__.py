@@ -1,0 +1,1 @@
+"""TensorFusion vendor backend: NVIDIA GPUs through NVML."""

@@ -1,0 +1,1 @@
+"""TensorFusion vendor backend: simulated GPUs from the hardware catalogue."""

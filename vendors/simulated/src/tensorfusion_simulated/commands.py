@@ -1,0 +1,110 @@
+"""``tensorfusion simulated``: break, slow, pull out and add simulated cards while things run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import msgspec
+
+from tensorfusion.model.hardware import find_card
+from tensorfusion_simulated.state import Fault, Faults, load_faults, write_atomic
+
+
+@click.group("simulated")
+def group() -> None:
+    """Inject faults into simulated cards.
+
+    \b
+    Example:
+      tensorfusion simulated fail sim-node-0 gpu-1234 --message "fell off the bus"
+      tensorfusion simulated restore sim-node-0 gpu-1234
+    """  # noqa: D301 - \b is click's mark for a paragraph it must not wrap
+
+
+def _data_option(command: Callable[..., None]) -> Callable[..., None]:
+    return click.option(
+        "--data",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path.home() / ".tensorfusion",
+        show_default=True,
+        help="Data folder of the control plane.",
+    )(command)
+
+
+def _change(data: Path, node: str, change: Callable[[Faults], None]) -> None:
+    folder = data / "nodes" / node
+    if not folder.is_dir():
+        known = sorted(p.name for p in (data / "nodes").glob("*")) if data.is_dir() else []
+        raise click.ClickException(
+            f"node {node!r} is not simulated in {data}; known: {', '.join(known) or 'none'}"
+        )
+    path = folder / "faults.json"
+    faults = load_faults(path)
+    change(faults)
+    write_atomic(path, msgspec.json.encode(faults))
+
+
+def _set(uuid: str, **values: object) -> Callable[[Faults], None]:
+    def change(faults: Faults) -> None:
+        fault = faults.cards.get(uuid) or Fault()
+        faults.cards[uuid] = msgspec.structs.replace(fault, **values)
+
+    return change
+
+
+@group.command()
+@click.argument("node")
+@click.argument("uuid")
+@click.option("--message", default="injected failure", help="What the driver would say.")
+@_data_option
+def fail(node: str, uuid: str, message: str, data: Path) -> None:
+    """Make a card unhealthy."""
+    _change(data, node, _set(uuid, failed=message))
+    click.echo(f"{uuid} on {node} failed: {message}")
+
+
+@group.command()
+@click.argument("node")
+@click.argument("uuid")
+@_data_option
+def restore(node: str, uuid: str, data: Path) -> None:
+    """Undo every fault of a card."""
+
+
+    def forget(faults: Faults) -> None:
+        faults.cards.pop(uuid, None)
+
+    _change(data, node, forget)
+    click.echo(f"{uuid} on {node} restored")
+
+
+@group.command()
+@click.argument("node")
+@click.argument("uuid")
+@_data_option
+def remove(node: str, uuid: str, data: Path) -> None:
+    """Pull a card out of its node."""
+    _change(data, node, _set(uuid, removed=True))
+    click.echo(f"{uuid} removed from {node}")
+
+
+@group.command()
+@click.argument("node")
+@click.argument("uuid")
+@click.argument("ratio", type=click.FloatRange(0, 1, min_open=True))
+@_data_option
+def throttle(node: str, uuid: str, ratio: float, data: Path) -> None:
+    """Slow a card down to RATIO of its rate."""
+    _change(data, node, _set(uuid, speed_ratio=ratio))
+    click.echo(f"{uuid} on {node} runs at {ratio:.0%}")
+
+
+@group.command()
+@click.argument("node")
+@click.argument("model")
+@_data_option
+def add(node: str, model: str, data: Path) -> None:
+    """Put one more card of MODEL into a node."""
+    card = find_card(model)
+    _change(data, node, lambda faults: faults.added.append(card.model))
+    click.echo(f"{card.model} added to {node}")

@@ -1,0 +1,312 @@
+"""A session with the simulated cards of one node."""
+
+import dataclasses
+import threading
+import uuid as uuids
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from tensorfusion import names
+from tensorfusion.errors import BackendError
+from tensorfusion.model.hardware import Card, find_card
+from tensorfusion.spi.backend import (
+    DeviceInfo,
+    DeviceMetrics,
+    Enforcement,
+    Link,
+    NodeContext,
+    Partition,
+    PreparedWorker,
+    Share,
+    WorkerSpec,
+    WorkerUsage,
+)
+from tensorfusion_simulated.card import SimulatedCard, Tenant
+from tensorfusion_simulated.description import CardGroup
+from tensorfusion_simulated.load import parse_profile
+from tensorfusion_simulated.state import (
+    CardState,
+    Fault,
+    SessionState,
+    WorkerState,
+    load_faults,
+    load_state,
+    spec_from_json,
+    spec_to_json,
+    write_atomic,
+)
+
+NAMESPACE = uuids.UUID("5f0c9f0e-6f55-4a5c-8d3e-2f6f3d0a7b11")
+CHECKPOINT_SECONDS = 10.0
+ISOLATION = ("shared", "soft")
+
+
+def card_uuid(node: str, index: int, model: str) -> str:
+    """Name a simulated card: the same for the same place and model, ever after."""
+    return f"gpu-{uuids.uuid5(NAMESPACE, f'{node}/{index}/{model}')}"
+
+
+class SimulatedSession:
+    """The cards of one node. One lock guards everything; calls take microseconds."""
+
+    def __init__(self, context: NodeContext, groups: Sequence[CardGroup]) -> None:
+        self._context = context
+        self._groups = groups
+        self._lock = threading.RLock()
+        self._state_file = context.state_dir / "simulated.json"
+        self._faults_file = context.state_dir / "faults.json"
+        self._faults_stamp = -1
+        self._faults = load_faults(self._faults_file)
+        self._cards: dict[str, SimulatedCard] = {}
+        self._infos: list[DeviceInfo] = []
+        self._specs: dict[str, WorkerSpec] = {}
+        self._started: dict[str, float] = {}
+        self._checkpointed = context.clock.monotonic()
+        self._build()
+        self._restore(load_state(self._state_file))
+
+    def discover(self) -> Sequence[DeviceInfo]:
+        """List the cards that are there."""
+        with self._lock:
+            self._read_faults()
+            return [self._apply_fault(info) for info in self._infos if not self._is_gone(info.uuid)]
+
+    def topology(self) -> Sequence[Link]:
+        """Connect cards of one model that have links, pairwise."""
+        with self._lock:
+            infos = list(self._infos)
+        links = []
+        for i, a in enumerate(infos):
+            for b in infos[i + 1 :]:
+                card = self._cards[a.uuid].card
+                if a.model != b.model or not card.link_count:
+                    continue
+                links.append(
+                    Link(
+                        source=a.uuid,
+                        target=b.uuid,
+                        kind="NVLink" if card.vendor == "NVIDIA" else "Fabric",
+                        tier=0,
+                        bandwidth_mbps=card.link_mbps,
+                    )
+                )
+        return links
+
+    def metrics(self) -> Sequence[DeviceMetrics]:
+        """Advance every card to now and read it."""
+        with self._lock:
+            self._advance()
+            return [c.metrics() for u, c in self._cards.items() if not self._is_gone(u)]
+
+    def usage(self) -> Sequence[WorkerUsage]:
+        """Advance every card to now and read its workers."""
+        with self._lock:
+            self._advance()
+            return [row for card in self._cards.values() for row in card.usage()]
+
+    def prepare(self, spec: WorkerSpec) -> PreparedWorker:
+        """Put a worker on its cards."""
+        if spec.isolation not in ISOLATION:
+            raise BackendError(
+                "simulated",
+                f"worker {spec.namespace}/{spec.name}: isolation {spec.isolation!r} is not"
+                f" offered; allowed: {', '.join(ISOLATION)}",
+            )
+        with self._lock:
+            self._read_faults()
+            self._check_devices(spec)
+            known = self._specs.get(spec.worker)
+            if known != spec:
+                self._advance()
+                if known is not None:
+                    self._detach(spec.worker)
+                self._started.setdefault(spec.worker, self._context.clock.now())
+                self._attach(spec)
+                self._save()
+        return PreparedWorker(
+            env={"TENSORFUSION_SIMULATED_DEVICES": ",".join(spec.devices)},
+            enforcement=Enforcement.SIMULATED,
+        )
+
+    def set_limits(self, worker: str, share: Share) -> None:
+        """Change a worker's share from now on."""
+        with self._lock:
+            spec = self._specs.get(worker)
+            if spec is None:
+                raise BackendError("simulated", f"worker {worker!r} was not prepared")
+            self._advance()
+            self._specs[worker] = dataclasses.replace(spec, share=share)
+            for uuid in spec.devices:
+                tenant = self._cards[uuid].tenants.get(worker)
+                if tenant is not None:
+                    tenant.share = share
+            self._save()
+
+    def release(self, worker: str) -> None:
+        """Take a worker off its cards."""
+        with self._lock:
+            if worker not in self._specs:
+                return
+            self._advance()
+            self._detach(worker)
+            self._started.pop(worker, None)
+            self._save()
+
+    def workers(self) -> Sequence[WorkerSpec]:
+        """List prepared workers."""
+        with self._lock:
+            return list(self._specs.values())
+
+    def create_partition(self, uuid: str, template: str) -> Partition:
+        """Refuse: the model fidelity cuts no partitions."""
+        raise BackendError("simulated", f"device {uuid}: partitions are not offered")
+
+    def remove_partition(self, uuid: str) -> None:
+        """Do nothing: there is none."""
+
+    def snapshot(self, worker: str, target: Path) -> None:
+        """Refuse: the model fidelity has no device state."""
+        raise BackendError("simulated", f"worker {worker}: snapshot is not offered")
+
+    def resume(self, worker: str, source: Path) -> None:
+        """Refuse: the model fidelity has no device state."""
+        raise BackendError("simulated", f"worker {worker}: resume is not offered")
+
+    def close(self) -> None:
+        """Write counters out."""
+        with self._lock:
+            self._advance()
+            self._save()
+
+    def _build(self) -> None:
+        groups = [*self._groups, *(CardGroup(model=m) for m in self._faults.added)]
+        total = sum(group.count for group in groups)
+        now = self._context.clock.now()
+        index = 0
+        for group in groups:
+            card = find_card(group.model)
+            for _ in range(group.count):
+                uuid = card_uuid(self._context.node, index, card.model)
+                numa = group.numa if group.numa is not None else index * 2 // max(total, 2)
+                if uuid not in self._cards:
+                    self._cards[uuid] = SimulatedCard(uuid, card, now)
+                    self._infos.append(_info(card, uuid, index, numa))
+                index += 1
+
+    def _restore(self, state: SessionState) -> None:
+        for uuid, saved in state.cards.items():
+            if uuid in self._cards:
+                self._cards[uuid].joules = saved.joules
+                self._cards[uuid].celsius = saved.celsius
+        for worker, entry in state.workers.items():
+            spec = spec_from_json(entry.spec)
+            self._started[worker] = entry.started
+            self._attach(spec)
+            for uuid, counters in entry.cards.items():
+                tenant = self._cards[uuid].tenants[worker] if uuid in self._cards else None
+                if tenant is not None:
+                    tenant.vram_bytes = int(counters["vram_bytes"])
+                    tenant.oom_total = int(counters["oom_total"])
+                    tenant.throttled_seconds = counters["throttled_seconds"]
+
+    def _attach(self, spec: WorkerSpec) -> None:
+        profile = parse_profile(
+            spec.annotations.get(names.SIMULATED_LOAD, ""),
+            spec.worker,
+            spec.share.request_gflops,
+            spec.share.request_vram_bytes,
+        )
+        self._specs[spec.worker] = spec
+        for uuid in spec.devices:
+            card = self._cards.get(uuid)
+            if card is not None:
+                card.tenants[spec.worker] = Tenant(
+                    spec.worker, spec.share, profile, self._started[spec.worker]
+                )
+
+    def _detach(self, worker: str) -> None:
+        spec = self._specs.pop(worker)
+        for uuid in spec.devices:
+            if uuid in self._cards:
+                self._cards[uuid].tenants.pop(worker, None)
+
+    def _check_devices(self, spec: WorkerSpec) -> None:
+        for uuid in spec.devices:
+            if uuid not in self._cards or self._is_gone(uuid):
+                raise BackendError(
+                    "simulated", f"worker {spec.namespace}/{spec.name}: no device {uuid!r} here"
+                )
+            failed = self._fault(uuid).failed
+            if failed:
+                raise BackendError("simulated", f"device {uuid} failed: {failed}")
+
+    def _advance(self) -> None:
+        self._read_faults()
+        now = self._context.clock.now()
+        for uuid, card in self._cards.items():
+            fault = self._fault(uuid)
+            card.failed = fault.failed or ("removed" if fault.removed else "")
+            card.speed_ratio = fault.speed_ratio
+            card.advance(now)
+        if self._context.clock.monotonic() - self._checkpointed > CHECKPOINT_SECONDS:
+            self._save()
+
+    def _read_faults(self) -> None:
+        try:
+            stamp = self._faults_file.stat().st_mtime_ns
+        except FileNotFoundError:
+            stamp = 0
+        if stamp != self._faults_stamp:
+            self._faults_stamp = stamp
+            self._faults = load_faults(self._faults_file)
+            self._build()
+
+    def _fault(self, uuid: str) -> Fault:
+        return self._faults.cards.get(uuid) or Fault()
+
+    def _is_gone(self, uuid: str) -> bool:
+        return self._fault(uuid).removed
+
+    def _apply_fault(self, info: DeviceInfo) -> DeviceInfo:
+        failed = self._fault(info.uuid).failed
+        return dataclasses.replace(info, healthy=False, message=failed) if failed else info
+
+    def _save(self) -> None:
+        self._checkpointed = self._context.clock.monotonic()
+        state = SessionState(
+            workers={w: self._worker_state(spec) for w, spec in self._specs.items()},
+            cards={
+                u: CardState(joules=c.joules, celsius=c.celsius) for u, c in self._cards.items()
+            },
+        )
+        write_atomic(self._state_file, msgspec.json.encode(state))
+
+    def _worker_state(self, spec: WorkerSpec) -> WorkerState:
+        cards = {}
+        for uuid in spec.devices:
+            tenant = self._cards[uuid].tenants.get(spec.worker) if uuid in self._cards else None
+            if tenant is not None:
+                cards[uuid] = {
+                    "vram_bytes": float(tenant.vram_bytes),
+                    "oom_total": float(tenant.oom_total),
+                    "throttled_seconds": tenant.throttled_seconds,
+                }
+        return WorkerState(spec=spec_to_json(spec), started=self._started[spec.worker], cards=cards)
+
+
+def _info(card: Card, uuid: str, index: int, numa: int) -> DeviceInfo:
+    return DeviceInfo(
+        uuid=uuid,
+        index=index,
+        vendor=card.vendor,
+        model=card.model,
+        full_model=card.full_model,
+        compute_gflops=card.compute_gflops,
+        vram_bytes=card.vram_bytes,
+        numa_node=numa,
+        driver_version="simulated",
+        multiprocessors=card.multiprocessors,
+        pci_bus_id=f"0000:{index + 1:02x}:00.0",
+    )

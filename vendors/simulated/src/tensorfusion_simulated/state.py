@@ -1,0 +1,82 @@
+"""What a session keeps on disk: prepared workers with their counters, and injected faults."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tensorfusion.spi.backend import Share, WorkerSpec
+
+
+class WorkerState(msgspec.Struct, kw_only=True):
+    """A prepared worker; ``cards`` maps device uuid to its counters."""
+
+    spec: dict[str, Any]
+    started: float
+    cards: dict[str, dict[str, float]] = {}
+
+
+class CardState(msgspec.Struct, kw_only=True):
+    """Counters of one card that survive a restart."""
+
+    joules: float = 0.0
+    celsius: float = 30.0
+
+
+class SessionState(msgspec.Struct, kw_only=True):
+    """One node's session."""
+
+    workers: dict[str, WorkerState] = {}
+    cards: dict[str, CardState] = {}
+
+
+class Fault(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What is wrong with a card: failed with a message, pulled out, or slowed down."""
+
+    failed: str = ""
+    removed: bool = False
+    speed_ratio: float = 1.0
+
+
+class Faults(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Injected faults of one node, by uuid, and the models of cards that were added."""
+
+    cards: dict[str, Fault] = {}
+    added: list[str] = []
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace a file so that a reader, or a kill at any moment, sees the old or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_bytes(data)
+    os.replace(part, path)
+
+
+def load_state(path: Path) -> SessionState:
+    """Read a session's state; a missing file is an empty state."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=SessionState)
+    except FileNotFoundError:
+        return SessionState()
+
+
+def load_faults(path: Path) -> Faults:
+    """Read the faults; a missing file has none."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Faults)
+    except FileNotFoundError:
+        return Faults()
+
+
+def spec_to_json(spec: WorkerSpec) -> dict[str, Any]:
+    """Turn a spec into what `spec_from_json` reads."""
+    result: dict[str, Any] = msgspec.to_builtins(spec)
+    return result
+
+
+def spec_from_json(data: dict[str, Any]) -> WorkerSpec:
+    """Restore a spec."""
+    share = Share(**data["share"])
+    return WorkerSpec(**{**data, "share": share, "devices": tuple(data["devices"])})
