@@ -86,6 +86,11 @@ GPU_MISSING_SINCE: Final = PREFIX + "gpu-missing-since"
 VIRTUALIZATION_CAPABILITIES: Final = PREFIX + "virtualization-capabilities"
 ENFORCEMENT: Final = PREFIX + "enforcement"
 EFFECTIVE_PREFIX: Final = PREFIX + "effective-"
+GANG_DESIRED_MEMBERS: Final = PREFIX + "gang-desired-members"
+GANG_REQUIRED_MEMBERS: Final = PREFIX + "gang-required-members"
+GANG_GROUP_KEY: Final = PREFIX + "gang-group-key"
+ORIGINAL_RESOURCES: Final = PREFIX + "original-resources"
+"""On pods that got a recommendation: the amounts that were asked for, as JSON."""
 
 # Native GPU resources other schedulers know.
 NVIDIA_GPU: Final = "nvidia.com/gpu"

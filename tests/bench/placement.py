@@ -88,9 +88,7 @@ def make_shapes(count: int, rng: random.Random) -> list[Shape]:
             gib * GIB,
             rng.randrange(5, 60) * 1000 if by_percent else 0,
         )
-        limit = Amount(
-            request.gflops * 2, request.vram_bytes * 5 // 4, request.milli_percent * 2
-        )
+        limit = Amount(request.gflops * 2, request.vram_bytes * 5 // 4, request.milli_percent * 2)
         shapes[
             Shape(
                 pool="main",

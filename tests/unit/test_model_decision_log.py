@@ -12,9 +12,7 @@ from tensorfusion.model.ledger import Ledger
 @pytest.fixture
 def history():
     ledger = Ledger()
-    ledger.set_device(
-        Device(uuid="g", node="n", capacity_gflops=1000, capacity_vram_bytes=1000)
-    )
+    ledger.set_device(Device(uuid="g", node="n", capacity_gflops=1000, capacity_vram_bytes=1000))
     encoder = LogEncoder()
     lines = []
     for number in range(3):

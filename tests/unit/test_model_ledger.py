@@ -199,9 +199,10 @@ def test_ledger_shrinks_on_a_card_that_lost_capacity():
     ledger = ledger_with()
     ledger.allocate(demand("a", (50_000, 40)), ["gpu-0"])
     ledger.set_device(device(capacity_gflops=40_000))
-    assert ledger.check_invariants() == ["device gpu-0: requests exceed the card", (
-        "device gpu-0: limits exceed the virtual capacity"
-    )]
+    assert ledger.check_invariants() == [
+        "device gpu-0: requests exceed the card",
+        ("device gpu-0: limits exceed the virtual capacity"),
+    ]
     ledger.resize("a", Amount(45_000, GIB), Amount())
     assert refusal(ledger.resize, "a", Amount(46_000, GIB), Amount()).reason == (
         "InsufficientCapacity"
@@ -380,7 +381,5 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.digest == 0
 
 
-LedgerMachine.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None
-)
+LedgerMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestLedgerMachine = LedgerMachine.TestCase

@@ -163,10 +163,9 @@ def parse_protobuf(body: bytes) -> JsonObject:
     """
     if not body.startswith(_MAGIC):
         raise BadRequest("the body is not in Kubernetes' protobuf form: its first bytes differ")
+    entries = _entries(body[len(_MAGIC) :])
     unknown = {1: b"", 2: b""}
-    for number, value in _entries(body[len(_MAGIC) :]):
-        if isinstance(value, bytes):
-            unknown[number] = value
+    unknown.update({number: value for number, value in entries if isinstance(value, bytes)})
     names = _message(unknown[1], {1: _Field("apiVersion"), 2: _Field("kind")}, "", 0)
     version, kind = names.get("apiVersion", ""), names.get("kind", "")
     fields = _KINDS.get((version, kind))
@@ -238,9 +237,8 @@ def _message(data: bytes, fields: _Message, path: str, depth: int) -> JsonObject
         value = _value(raw, field, where, depth)
         if field.repeated:
             result.setdefault(field.name, []).append(value)
-        elif field.keeps_zero or value not in ("", 0, False, None) or value is True:
-            if value != {} or field.name in ("metadata", "spec"):
-                result[field.name] = value
+        elif field.keeps_zero or value not in ("", 0, {}) or field.name in ("metadata", "spec"):
+            result[field.name] = value
     return result
 
 

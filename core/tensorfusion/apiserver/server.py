@@ -126,7 +126,8 @@ class ApiServer:
         remembered = self._remembered_port()
         candidates = [self._port] if self._port else [remembered, 0] if remembered else [0]
         for port in candidates:
-            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            # With the protocol named, asyncio switches Nagle's algorithm off for connections.
+            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind((_HOST, port))

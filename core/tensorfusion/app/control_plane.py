@@ -200,6 +200,7 @@ class ControlPlane:
             instruments=self.instruments,
             events=self._events("tensorfusion-hypervisor"),
             settings=settings,
+            batch=self.store.transaction,
         )
         hypervisor, sampling = self.hypervisor, self.settings.sample_seconds
         hypervisor.discovery.on_change = lambda node, device: self.host.notify(

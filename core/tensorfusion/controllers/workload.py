@@ -20,7 +20,8 @@ from tensorfusion.store.informer import Change, Informer
 from tensorfusion.store.interface import Store
 from tensorfusion.units import format_bytes, format_percent, format_tflops
 
-SETTLE_SECONDS = 0.3
+SETTLE_SECONDS = 0.7
+"""Pause before a change is summed up: a worker that comes up soon makes one write of two."""
 REMOTE_MESSAGE = (
     "remote workers are not available in this release: set tensor-fusion.ai/is-local-gpu to true"
 )

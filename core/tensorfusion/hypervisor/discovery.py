@@ -4,10 +4,12 @@ Writes only what changed since the last pass, so that a quiet fleet costs nothin
 presence of a device are facts of this module; capacity that is free is the scheduler's.
 """
 
+import dataclasses
 import json
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from tensorfusion import names
@@ -37,6 +39,7 @@ class Discovery:
         *,
         clock: Clock,
         registers_nodes: bool,
+        batch: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.infos: dict[str, dict[str, DeviceInfo]] = {}
         self._store = store
@@ -44,9 +47,11 @@ class Discovery:
         self._capabilities = capabilities
         self._clock = clock
         self._registers_nodes = registers_nodes
+        self._batch = batch
         self._published: dict[str, JsonObject] = {}
         self._registered: set[str] = set()
-        self._swept = False
+        self._stored: dict[str, JsonObject] | None = None
+        """What an earlier run left, by object name; looked at in the first pass only."""
         self.on_change: Callable[[str, DeviceInfo], None] | None = None
 
     def run(self, stop: threading.Event, interval_seconds: float) -> None:
@@ -57,6 +62,12 @@ class Discovery:
 
     def run_once(self) -> None:
         """Discover every node once; one node's failure does not hold up the rest."""
+        is_first = self._stored is None
+        if self._stored is None:
+            self._stored = {o["metadata"]["name"]: o for o in self._store.list(GPUS).items}
+            if self._registers_nodes:
+                present = {o["metadata"]["name"] for o in self._store.list(NODES).items}
+                self._registered = present & self._sessions.keys()
         for node, session in self._sessions.items():
             try:
                 found = session.discover()
@@ -64,21 +75,34 @@ class Discovery:
             except BackendError as error:
                 log.warning("discovery failed", extra={"node": node, "error": str(error)})
                 continue
-            if self._registers_nodes and node not in self._registered:
-                self._register_node(node, len(found))
-                self._registered.add(node)
             before = self.infos.get(node, {})
             now = {info.uuid: info for info in found}
             self.infos[node] = now
-            for info in found:
-                self._publish(node, info, links)
-                if self.on_change is not None and before.get(info.uuid) != info:
-                    self.on_change(node, info)
-            for uuid in before.keys() - now.keys():
-                self._mark_missing(uuid)
-        if not self._swept:
+            with self._batch():
+                if self._registers_nodes and node not in self._registered:
+                    self._register_node(node, len(found))
+                    self._registered.add(node)
+                for info in found:
+                    self._publish(node, info, links)
+                for uuid in before.keys() - now.keys():
+                    self._mark_missing(uuid)
+            self._tell(node, before, now)
+        if is_first:
             self._mark_vanished()
-            self._swept = True
+            self._stored = {}
+
+    def _tell(
+        self, node: str, before: Mapping[str, DeviceInfo], now: Mapping[str, DeviceInfo]
+    ) -> None:
+        if self.on_change is None:
+            return
+        for uuid, info in now.items():
+            if before.get(uuid) != info:
+                self.on_change(node, info)
+        for uuid, info in before.items():
+            if uuid not in now:
+                gone = dataclasses.replace(info, healthy=False, message="removed")
+                self.on_change(node, gone)
 
     def _register_node(self, node: str, gpus: int) -> None:
         """Make the Node object that a kubelet would make."""
@@ -134,22 +158,25 @@ class Discovery:
         if self._published.get(info.uuid) == wanted:
             return
         name = info.uuid.lower()
+        stored = (self._stored or {}).get(name)
+        if stored is not None and _shows(stored, wanted):
+            self._published[info.uuid] = wanted
+            return
         metadata = wanted["metadata"]
-        # A device that came back is no longer missing: null removes the mark.
-        found = {
-            **metadata,
-            "annotations": {**metadata["annotations"], names.GPU_MISSING_SINCE: None},
-        }
-        try:
-            self._store.patch(GPUS, name, {"metadata": found}, field_manager=MANAGER)
-        except NotFound:
-            body = {"apiVersion": names.API_VERSION, "kind": "GPU", "metadata": metadata}
-            self._store.create(GPUS, body, field_manager=MANAGER)
-        present = self._store.get(GPUS, name)
         status = dict(wanted["status"])
-        # What is free is the scheduler's to say; a new card starts with all of it.
-        if not present.get("status", {}).get("available"):
-            status["available"] = status["capacity"]
+        try:
+            if stored is None and name not in self._published:
+                body = {"apiVersion": names.API_VERSION, "kind": "GPU", "metadata": metadata}
+                self._store.create(GPUS, body, field_manager=MANAGER)
+                # What is free is the scheduler's to say; a new card starts with all of it.
+                status["available"] = status["capacity"]
+        except AlreadyExists:
+            log.debug("GPU object exists", extra={"gpu": name})
+        # A device that came back is no longer missing: null removes the mark.
+        marks = {**metadata["annotations"], names.GPU_MISSING_SINCE: None}
+        found = {**metadata, "annotations": marks}
+        if "available" not in status:
+            self._store.patch(GPUS, name, {"metadata": found}, field_manager=MANAGER)
         self._store.patch(
             GPUS, name, {"status": status}, subresource="status", field_manager=MANAGER
         )
@@ -175,7 +202,7 @@ class Discovery:
     def _mark_vanished(self) -> None:
         """Mark GPU objects of our nodes whose device went while nobody looked."""
         known = {uuid.lower() for infos in self.infos.values() for uuid in infos}
-        for obj in self._store.list(GPUS).items:
+        for obj in (self._stored or {}).values():
             node = obj["metadata"].get("labels", {}).get(names.MANAGED_BY, "")
             annotations = obj["metadata"].get("annotations", {})
             gone = node in self._sessions and obj["metadata"]["name"] not in known
@@ -226,6 +253,19 @@ def gpu_object(
         },
         "status": status,
     }
+
+
+def _shows(stored: JsonObject, wanted: JsonObject) -> bool:
+    """Whether a stored object says everything that discovery has to say."""
+    metadata, status = stored["metadata"], stored.get("status", {})
+    if names.GPU_MISSING_SINCE in metadata.get("annotations", {}):
+        return False
+    parts = (
+        (wanted["metadata"]["labels"], metadata.get("labels", {})),
+        (wanted["metadata"]["annotations"], metadata.get("annotations", {})),
+        (wanted["status"], status),
+    )
+    return all(present.get(k) == v for want, present in parts for k, v in want.items())
 
 
 def _peer(uuid: str, link: Link) -> JsonObject:

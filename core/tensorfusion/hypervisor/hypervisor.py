@@ -6,7 +6,8 @@ meters. The composition starts the loops; nothing here starts a thread.
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Hypervisor:
     Args:
         folder: Holds one state folder per node; survives restarts.
         pods: Informer of pods, indexed by ``node``.
+        batch: Groups the store's writes into one commit, where it can.
         registers_nodes: True where nobody else makes Node objects (the embedded mode).
     """
 
@@ -47,6 +49,7 @@ class Hypervisor:
         events: EventRecorder,
         settings: Mapping[str, object] | None = None,
         registers_nodes: bool = True,
+        batch: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.backend = backend
         self._clock = clock
@@ -61,6 +64,7 @@ class Hypervisor:
             capabilities,
             clock=clock,
             registers_nodes=registers_nodes,
+            batch=batch,
         )
         self.workers = WorkerController(
             store, self.sessions, pods, capabilities, clock=clock, events=events

@@ -12,14 +12,14 @@ Three levels, each catching up on changed nodes only, which the fleet's journals
   the rest are looked at one by one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tensorfusion.model.demand import Shape
-from tensorfusion.model.filters import allows_node, allows_profile, node_key, profile_key
+from tensorfusion.model.filters import NODE_RULES, NodeRule, allows_profile, profile_key
 from tensorfusion.model.fleet import (
     GATE_BITS,
     GFLOPS,
@@ -40,6 +40,7 @@ SCORE_SCALE: Final = 1 << 16
 """Scores are compared as integers in units of 1/65536, so that the order in which a processor
 adds floating-point numbers cannot decide a tie."""
 
+_CACHED_MASKS: Final = 1024
 _CLOSED: Final = np.int64(-1)
 _NO_KEY: Final = np.int64(NOT_FITTING)
 
@@ -66,11 +67,11 @@ def needs_of(shape: Shape) -> list[tuple[int, int]]:
 
 
 class StaticMasks:
-    """Masks that many request kinds share: node rules and profile rules."""
+    """Masks that many request kinds share: one per node rule, one per set of profile rules."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._nodes: dict[tuple[object, ...], tuple[int, int, Bools]] = {}
+        self._nodes: dict[tuple[str, Hashable], tuple[int, Bools]] = {}
         self._profiles: dict[tuple[object, ...], list[bool]] = {}
 
     def profiles(self, shape: Shape) -> Bools:
@@ -81,32 +82,46 @@ class StaticMasks:
         return np.array([*table, False], dtype=np.bool_)
 
     def nodes(self, shape: Shape) -> Bools:
-        """Return which node slots suit the request, up to date; (fleet.rows,)."""
-        fleet = self._fleet
-        key = node_key(shape)
-        known = self._nodes.get(key)
-        version = fleet.static_journal.version
-        if known is not None and known[0] == version and known[1] == fleet.layout:
-            return known[2]
-        changed = None
-        if known is not None and known[1] == fleet.layout:
-            changed = fleet.static_journal.since(known[0])
-        if known is None or changed is None:
-            mask = np.zeros(fleet.rows, dtype=np.bool_)
-            mask[: fleet.size] = [
-                node is not None and allows_node(shape, node) for node in fleet.nodes
-            ]
-        else:
-            mask = known[2]
-            for slot in set(changed.tolist()):
-                node = fleet.nodes[slot]
-                mask[slot] = node is not None and allows_node(shape, node)
-        self._nodes[key] = (version, fleet.layout, mask)
-        return mask
+        """Return which node slots suit the request, all node rules together; (fleet.rows,)."""
+        combined = np.ones(self._fleet.rows, dtype=np.bool_)
+        for _, mask in self.node_rules(shape):
+            combined &= mask
+        return combined
+
+    def node_rules(self, shape: Shape) -> list[tuple[NodeRule, Bools]]:
+        """Return the node rules that concern the request and which node slots each allows."""
+        found = []
+        for rule in NODE_RULES:
+            reads = rule.reads(shape)
+            if reads is not None:
+                found.append((rule, self._node_mask(rule, reads, shape)))
+        return found
 
     def clear(self) -> None:
-        """Forget all masks."""
+        """Forget all node masks."""
         self._nodes.clear()
+
+    def _node_mask(self, rule: NodeRule, reads: Hashable, shape: Shape) -> Bools:
+        fleet = self._fleet
+        key = (rule.name, reads)
+        known = self._nodes.get(key)
+        version = fleet.static_journal.version
+        if known is not None and known[0] == version:
+            return known[1]
+        allows = rule.allows
+        changed = fleet.static_journal.since(known[0]) if known is not None else None
+        if known is None or changed is None:
+            if len(self._nodes) >= _CACHED_MASKS:
+                self._nodes.clear()
+            mask: Bools = np.zeros(fleet.rows, dtype=np.bool_)
+            mask[: fleet.size] = [node is not None and allows(shape, node) for node in fleet.nodes]
+        else:
+            mask = known[1]
+            for slot in set(changed.tolist()):
+                node = fleet.nodes[slot]
+                mask[slot] = node is not None and allows(shape, node)
+        self._nodes[key] = (version, mask)
+        return mask
 
 
 class Suitability:

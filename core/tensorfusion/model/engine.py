@@ -165,7 +165,9 @@ class Engine:
         Returns:
             GPUs in the fleet, GPUs that remain, and the exclusions in order.
         """
-        return explain(self.fleet, shape)
+        if self._layout != self.fleet.layout:
+            self._forget()
+        return explain(self.fleet, shape, self._static(shape))
 
     def _precheck(self, demand: Demand, entry: ShapeKeys) -> NoFit | None:
         """Refuse what no choice of devices could bring below the quota."""
@@ -206,11 +208,7 @@ class Engine:
         if known is not None and known[0] == version:
             return known[1]
         shape = key[1]
-        kind = _kind(shape)
-        static = self._static_exclusions.get(kind)
-        if static is None or static.version != self.fleet.static_journal.version:
-            static = self._static_exclusions[kind] = StaticExclusions(self.fleet, shape)
-        total, _, exclusions = explain(self.fleet, shape, static)
+        total, _, exclusions = explain(self.fleet, shape, self._static(shape))
         lasting = sum(item.removed for item in exclusions if item.constraint in STATIC_CONSTRAINTS)
         refusal = NoFit(total=total, exclusions=exclusions, resolvable=0 < total > lasting)
         if len(self._refusals) >= CACHED_SHAPES:
@@ -218,6 +216,14 @@ class Engine:
             self._static_exclusions.clear()
         self._refusals[key] = (version, refusal)
         return refusal
+
+    def _static(self, shape: Shape) -> StaticExclusions:
+        kind = _kind(shape)
+        found = self._static_exclusions.get(kind)
+        if found is None or found.version != self.fleet.static_journal.version:
+            found = StaticExclusions(self.fleet, shape, self._masks)
+            self._static_exclusions[kind] = found
+        return found
 
     def _new_entry(self, key: tuple[str, Shape], policy: Scorer) -> ShapeKeys:
         shape = key[1]

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 
-from tensorfusion.model.candidates import needs_of
+from tensorfusion.model.candidates import StaticMasks, needs_of
 from tensorfusion.model.demand import Shape
-from tensorfusion.model.filters import NODE_RULES, PROFILE_RULES
+from tensorfusion.model.filters import PROFILE_RULES
 from tensorfusion.model.fleet import (
     GATE_BITS,
     GFLOPS,
@@ -89,7 +89,7 @@ STATIC_CONSTRAINTS = frozenset(
 class StaticExclusions:
     """What the unchanging constraints of one kind of request remove; kept until they change."""
 
-    def __init__(self, fleet: Fleet, shape: Shape) -> None:
+    def __init__(self, fleet: Fleet, shape: Shape, masks: StaticMasks) -> None:
         size = fleet.size
         self.version = fleet.static_journal.version
         self.present: Bools = fleet.present[:size].copy()
@@ -105,18 +105,16 @@ class StaticExclusions:
         if shape.indices:
             allowed = np.isin(fleet.indices[:size], shape.indices)
             self._exclude("index", "at another index", allowed)
-        for node_rule in NODE_RULES:
-            suits = [node is not None and node_rule.allows(shape, node) for node in fleet.nodes]
-            if not all(suits):
-                allowed = np.broadcast_to(np.array(suits, dtype=np.bool_)[:, None], codes.shape)
-                self._exclude(node_rule.name, node_rule.phrase, allowed)
+        for node_rule, mask in masks.node_rules(shape):
+            allowed = np.broadcast_to(mask[:size, None], codes.shape)
+            self._exclude(node_rule.name, node_rule.phrase, allowed)
 
     def _exclude(self, name: str, phrase: str, allowed: Bools) -> None:
         _exclude(self.exclusions, self.present, self.remaining, (name, phrase, allowed))
 
 
 def explain(
-    fleet: Fleet, shape: Shape, static: StaticExclusions | None = None
+    fleet: Fleet, shape: Shape, static: StaticExclusions
 ) -> tuple[int, int, tuple[Exclusion, ...]]:
     """Count what each constraint removes from the whole fleet.
 
@@ -125,13 +123,11 @@ def explain(
     Args:
         fleet: The columns.
         shape: The request.
-        static: Result for the same kind of request, to save walking all nodes again.
+        static: Up to date, for the same kind of request.
 
     Returns:
         GPUs in the fleet, GPUs that remain, and the exclusions.
     """
-    if static is None or static.version != fleet.static_journal.version:
-        static = StaticExclusions(fleet, shape)
     present = static.present
     remaining = static.remaining.copy()
     exclusions = list(static.exclusions)

@@ -4,7 +4,7 @@ Rules over a device's profile or a node are plain Python, decided once per disti
 once per node and request kind. Rules over amounts are arrays and live in the engine.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Final, NamedTuple
 
 from tensorfusion.model.demand import Shape, Toleration
@@ -26,11 +26,16 @@ class ProfileRule(NamedTuple):
 
 
 class NodeRule(NamedTuple):
-    """A constraint on the node that carries a device; fields as in `ProfileRule`."""
+    """A constraint on the node that carries a device; fields as in `ProfileRule`.
+
+    ``reads`` returns what the rule looks at of a request, which answers can be kept by; None
+    when the rule cannot exclude anything for it.
+    """
 
     name: str
     phrase: str
     allows: Callable[[Shape, NodeInfo], bool]
+    reads: Callable[[Shape], Hashable]
 
 
 def _allows_pool(shape: Shape, profile: DeviceProfile) -> bool:
@@ -80,7 +85,10 @@ def _allows_node_name(shape: Shape, node: NodeInfo) -> bool:
 
 
 def _allows_selector(shape: Shape, node: NodeInfo) -> bool:
-    return all(node.labels.get(key) == value for key, value in shape.node_selector)
+    for key, value in shape.node_selector:  # noqa: SIM110 - a generator costs twice as much
+        if node.labels.get(key) != value:
+            return False
+    return True
 
 
 def _allows_affinity(shape: Shape, node: NodeInfo) -> bool:
@@ -94,7 +102,7 @@ def _allows_cordon(_shape: Shape, node: NodeInfo) -> bool:
 
 
 def _allows_taints(shape: Shape, node: NodeInfo) -> bool:
-    return tolerated(node.taints, shape.tolerations)
+    return not node.taints or tolerated(node.taints, shape.tolerations)
 
 
 def tolerated(taints: Iterable[Taint], tolerations: tuple[Toleration, ...]) -> bool:
@@ -107,20 +115,37 @@ def tolerated(taints: Iterable[Taint], tolerations: tuple[Toleration, ...]) -> b
 
 
 NODE_RULES: Final = (
-    NodeRule("node-name", "on another node than asked for", _allows_node_name),
-    NodeRule("node-selector", "on nodes that do not match the selector", _allows_selector),
-    NodeRule("node-affinity", "on nodes that do not match the affinity", _allows_affinity),
-    NodeRule("cordoned", "on cordoned nodes", _allows_cordon),
-    NodeRule("taint", "on nodes with an untolerated taint", _allows_taints),
+    NodeRule(
+        "node-name",
+        "on another node than asked for",
+        _allows_node_name,
+        lambda shape: shape.node_name or None,
+    ),
+    NodeRule(
+        "node-selector",
+        "on nodes that do not match the selector",
+        _allows_selector,
+        lambda shape: shape.node_selector or None,
+    ),
+    NodeRule(
+        "node-affinity",
+        "on nodes that do not match the affinity",
+        _allows_affinity,
+        lambda shape: shape.affinity or None,
+    ),
+    NodeRule("cordoned", "on cordoned nodes", _allows_cordon, lambda _shape: ()),
+    NodeRule(
+        "taint",
+        "on nodes with an untolerated taint",
+        _allows_taints,
+        lambda shape: shape.tolerations,
+    ),
 )
 
 
 def allows_node(shape: Shape, node: NodeInfo) -> bool:
     """Tell whether the request may run on the node at all."""
-    for rule in NODE_RULES:  # noqa: SIM110 - a generator costs twice as much here
-        if not rule.allows(shape, node):
-            return False
-    return True
+    return all(rule.allows(shape, node) for rule in NODE_RULES)
 
 
 def node_key(shape: Shape) -> tuple[object, ...]:

@@ -2,7 +2,8 @@
 
 A line is complete when its newline is there: a kill in the middle of a write leaves a torn last
 line, which the reader reports and `cut` removes. Writes reach the operating system before
-`append` returns, so they survive the end of the process (not of the machine).
+`append` returns, so they survive the end of the process; with ``sync`` they survive the end of
+the machine too.
 """
 
 import os
@@ -16,8 +17,15 @@ class DecisionLogFile:
     Concurrency: the owner serialises calls.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, sync: bool = False) -> None:
+        """Open or create the file, readable by its owner only.
+
+        Args:
+            path: The log.
+            sync: Wait for the disk on every append; costs milliseconds each.
+        """
         self._path = path
+        self._sync = sync
         self._descriptor = self._open()
 
     def _open(self) -> int:
@@ -30,28 +38,53 @@ class DecisionLogFile:
             yield from file
 
     def append(self, data: bytes) -> None:
-        """Add whole lines."""
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
+        """Add whole lines.
+
+        Raises:
+            OSError: The disk is full or broken. What was written of the lines is taken back, so
+                that the next append does not follow half a line.
+        """
+        size = os.fstat(self._descriptor).st_size
+        try:
+            _write_all(self._descriptor, data)
+            if self._sync:
+                os.fsync(self._descriptor)
+        except OSError:
+            os.ftruncate(self._descriptor, size)
+            raise
 
     def cut(self, torn_bytes: int) -> None:
         """Remove an incomplete last line."""
-        os.truncate(self._path, self._path.stat().st_size - torn_bytes)
+        os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - torn_bytes)
 
     def compact(self, checkpoint: bytes) -> None:
         """Replace everything by one checkpoint line; a crash leaves the old log or the new one."""
         part = self._path.with_suffix(".part")
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, checkpoint)
+            _write_all(descriptor, checkpoint)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        os.replace(part, self._path)
+        part.replace(self._path)
+        self._sync_folder()
         os.close(self._descriptor)
         self._descriptor = self._open()
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
+
+    def _sync_folder(self) -> None:
+        """Make the rename itself durable."""
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

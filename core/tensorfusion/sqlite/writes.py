@@ -242,8 +242,14 @@ class Writes:
     def _checked(
         self, resource: Resource, new: JsonObject, old: JsonObject | None, options: WriteOptions
     ) -> JsonObject:
-        """Prune, default and validate."""
-        new, unknown = prune_and_default(resource, new)
+        """Prune, default and validate; parts that are the stored ones were checked before."""
+        if old is None:
+            new, unknown = prune_and_default(resource, new)
+        else:
+            fresh = {k: v for k, v in new.items() if type(v) is not dict or v is not old.get(k)}
+            pruned, unknown = prune_and_default(resource, fresh)
+            dropped = fresh.keys() - pruned.keys()
+            new = {k: v for k, v in {**new, **pruned}.items() if k not in dropped}
         if options.field_validation == "Strict":
             refuse_unknown(unknown)
         if options.field_validation == "Warn":

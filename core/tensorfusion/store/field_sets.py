@@ -58,7 +58,7 @@ def difference(left: FieldSet, right: FieldSet) -> FieldSet:
         if other is None:
             result[step] = node
             continue
-        below = difference(node, other)
+        below = {key: value for key, value in difference(node, other).items() if key != _SELF}
         keeps_itself = is_member(node) and not is_member(other)
         if keeps_itself:
             below = {_SELF: {}, **below} if below else {}

@@ -70,7 +70,6 @@ def fail(node: str, uuid: str, message: str, data: Path) -> None:
 def restore(node: str, uuid: str, data: Path) -> None:
     """Undo every fault of a card."""
 
-
     def forget(faults: Faults) -> None:
         faults.cards.pop(uuid, None)
 

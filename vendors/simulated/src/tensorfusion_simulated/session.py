@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 import uuid as uuids
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -119,7 +119,7 @@ class SimulatedSession:
             self._check_devices(spec)
             known = self._specs.get(spec.worker)
             if known != spec:
-                self._advance()
+                self._advance(spec.devices)
                 if known is not None:
                     self._detach(spec.worker)
                 self._started.setdefault(spec.worker, self._context.clock.now())
@@ -136,7 +136,7 @@ class SimulatedSession:
             spec = self._specs.get(worker)
             if spec is None:
                 raise BackendError("simulated", f"worker {worker!r} was not prepared")
-            self._advance()
+            self._advance(spec.devices)
             self._specs[worker] = dataclasses.replace(spec, share=share)
             for uuid in spec.devices:
                 tenant = self._cards[uuid].tenants.get(worker)
@@ -149,7 +149,7 @@ class SimulatedSession:
         with self._lock:
             if worker not in self._specs:
                 return
-            self._advance()
+            self._advance(self._specs[worker].devices)
             self._detach(worker)
             self._started.pop(worker, None)
             self._save()
@@ -242,10 +242,14 @@ class SimulatedSession:
             if failed:
                 raise BackendError("simulated", f"device {uuid} failed: {failed}")
 
-    def _advance(self) -> None:
+    def _advance(self, uuids: Iterable[str] | None = None) -> None:
+        """Bring cards up to now: all of them, or those whose tenants are about to change."""
         self._read_faults()
         now = self._context.clock.now()
-        for uuid, card in self._cards.items():
+        for uuid in self._cards if uuids is None else uuids:
+            card = self._cards.get(uuid)
+            if card is None:
+                continue
             fault = self._fault(uuid)
             card.failed = fault.failed or ("removed" if fault.removed else "")
             card.speed_ratio = fault.speed_ratio

@@ -1,0 +1,58 @@
+"""The decision log on disk."""
+
+import os
+import resource
+import signal
+
+import pytest
+
+from tensorfusion.scheduling.log_file import DecisionLogFile
+
+
+def test_log_file_keeps_lines_and_is_private(tmp_path):
+    path = tmp_path / "log"
+    for text in (b"one\n", b"two\n"):
+        log = DecisionLogFile(path, sync=True)
+        log.append(text)
+        log.close()
+    log = DecisionLogFile(path)
+    assert list(log.lines()) == [b"one\n", b"two\n"]
+    assert path.stat().st_mode & 0o777 == 0o600
+    log.close()
+
+
+def test_log_file_torn_tail_can_be_cut_and_appended_to(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"one\ntw")
+    log = DecisionLogFile(path)
+    log.cut(2)
+    log.append(b"three\n")
+    assert list(log.lines()) == [b"one\n", b"three\n"]
+    log.close()
+
+
+def test_log_file_compaction_replaces_everything_and_goes_on(tmp_path):
+    log = DecisionLogFile(tmp_path / "log")
+    log.append(b"one\ntwo\n")
+    log.compact(b"all\n")
+    log.append(b"three\n")
+    assert list(log.lines()) == [b"all\n", b"three\n"]
+    assert os.listdir(tmp_path) == ["log"]
+    log.close()
+
+
+def test_log_file_takes_back_half_a_line_when_the_disk_is_full(tmp_path):
+    log = DecisionLogFile(tmp_path / "log")
+    log.append(b"one\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            log.append(b"x" * 200 + b"\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    log.append(b"two\n")
+    assert list(log.lines()) == [b"one\n", b"two\n"]
+    log.close()
