@@ -48,6 +48,10 @@ _LONGEST_TEXT: Final = 256
 _QUANTITY_FORM: Final = 'a number with an optional suffix out of n u m k M G T P E, Ki Mi Gi Ti Pi Ei or an exponent, such as "10", "500m", "4Gi" or "1e3"'
 
 
+_REMEMBERED: Final = 1 << 14
+"""Texts whose value is remembered: a fleet repeats few amounts many times."""
+
+
 class QuantityError(ConfigError, ValueError):
     """A text is not a quantity, duration or percentage; the message says what is allowed."""
 
@@ -164,7 +168,12 @@ def parse_bytes(value: str | int | float) -> int:
     Raises:
         QuantityError: The text is outside the grammar.
     """
-    return math.ceil(parse_quantity(value))
+    return _bytes_of(value) if type(value) is str else math.ceil(parse_quantity(value))
+
+
+@lru_cache(_REMEMBERED)
+def _bytes_of(text: str) -> int:
+    return math.ceil(parse_quantity(text))
 
 
 def parse_gflops(tflops: str | int | float) -> int:
@@ -173,7 +182,14 @@ def parse_gflops(tflops: str | int | float) -> int:
     Raises:
         QuantityError: The text is outside the grammar.
     """
+    if type(tflops) is str:
+        return _gflops_of(tflops)
     return math.ceil(parse_quantity(tflops) * GFLOPS_PER_TFLOPS)
+
+
+@lru_cache(_REMEMBERED)
+def _gflops_of(text: str) -> int:
+    return math.ceil(parse_quantity(text) * GFLOPS_PER_TFLOPS)
 
 
 def format_bytes(amount_bytes: int) -> str:

@@ -38,7 +38,10 @@ def build() -> Any:
     )
     board = _capacity(board)
     board = _use(board)
-    return _pressure(board).build()
+    built = _pressure(board).build()
+    for position, panel in enumerate(built.panels or (), start=1):
+        panel.id_val = position
+    return built
 
 
 def _variable(label: str, series: str) -> dashboard.QueryVariable:

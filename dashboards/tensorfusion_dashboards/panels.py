@@ -1,7 +1,9 @@
-"""Panels in the house style: a unit and a sentence on each, one query data source, no ids.
+"""Panels in the house style: a unit and a sentence on each, one query data source.
 
 The Grafana SDK is a build-time dependency: what is shipped is the JSON.
 """
+
+from string import ascii_uppercase
 
 from grafana_foundation_sdk.builders import prometheus, stat, timeseries
 from grafana_foundation_sdk.models import dashboard as model
@@ -10,10 +12,14 @@ SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 SELECTOR = 'pool=~"$pool", node=~"$node"'
 
 
-def query(expression: str, legend: str = "") -> prometheus.Dataquery:
-    """One PromQL query."""
+def query(expression: str, legend: str = "", letter: str = "A") -> prometheus.Dataquery:
+    """One PromQL query; ``letter`` tells the queries of a panel apart."""
     return (
-        prometheus.Dataquery().datasource(SOURCE).expr(expression).legend_format(legend or "__auto")
+        prometheus.Dataquery()
+        .ref_id(letter)
+        .datasource(SOURCE)
+        .expr(expression)
+        .legend_format(legend or "__auto")
     )
 
 
@@ -50,8 +56,8 @@ def graph(
     )
     if maximum is not None:
         panel = panel.max(maximum)
-    for expression, legend in queries:
-        panel = panel.with_target(query(expression, legend))
+    for letter, (expression, legend) in zip(ascii_uppercase, queries, strict=False):
+        panel = panel.with_target(query(expression, legend, letter))
     return panel
 
 

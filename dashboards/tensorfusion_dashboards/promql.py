@@ -1,5 +1,8 @@
 """Prints a rule's expression tree as PromQL."""
 
+import math
+
+from tensorfusion.errors import ConfigError
 from tensorfusion.spi.rules import (
     Aggregate,
     Binary,
@@ -17,6 +20,9 @@ def print_expression(expression: Expression | float, selector: str = "") -> str:
 
     Args:
         selector: Label matchers that every metric gets, such as ``cluster="$cluster"``.
+
+    Raises:
+        ConfigError: PromQL has no such expression.
     """
     match expression:
         case Metric():
@@ -30,6 +36,8 @@ def print_expression(expression: Expression | float, selector: str = "") -> str:
         case Binary():
             return _binary(expression, selector)
         case Aggregate():
+            if expression.fold == "last":
+                raise ConfigError("an aggregation cannot be 'last'; allowed: avg, max, min, sum, count")
             by = f" by ({', '.join(expression.by)})" if expression.by else ""
             return f"{expression.fold}{by} ({print_expression(expression.operand, selector)})"
         case Compare():
@@ -45,13 +53,19 @@ def print_expression(expression: Expression | float, selector: str = "") -> str:
 
 
 def number(value: float) -> str:
-    """Print a number without a needless fraction."""
-    return f"{value:g}"
+    """Print a number exactly, without a needless fraction."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "+Inf" if value > 0 else "-Inf"
+    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(float(value))
 
 
 def duration(seconds: float) -> str:
     """Print a duration as PromQL spells it."""
-    whole = round(seconds)
+    if seconds != int(seconds):
+        return f"{round(seconds * 1000)}ms"
+    whole = int(seconds)
     for size, unit in ((3600, "h"), (60, "m")):
         if whole % size == 0 and whole:
             return f"{whole // size}{unit}"
@@ -59,10 +73,15 @@ def duration(seconds: float) -> str:
 
 
 def _metric(metric: Metric, selector: str) -> str:
-    matchers = [f'{k}="{v}"' for k, v in sorted(metric.match.items())]
+    matchers = [f"{k}={_quoted(v)}" for k, v in sorted(metric.match.items())]
     if selector:
         matchers.append(selector)
     return f"{metric.name}{{{', '.join(matchers)}}}" if matchers else metric.name
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
 
 
 def _binary(expression: Binary, selector: str) -> str:

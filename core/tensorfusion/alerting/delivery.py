@@ -59,18 +59,15 @@ class Dispatcher:
         return sum(len(queue) for queue in self._queues.values())
 
     def _send(self, name: str, due: Sequence[Waiting], now: float) -> None:
-        alerts = [w.alert for w in due]
         try:
-            results = self._sinks[name].send(alerts)
+            results = {r.fingerprint: r for r in self._sinks[name].send([w.alert for w in due])}
+            missing = "the sink did not say what became of it"
         except Exception as error:  # noqa: BLE001 - hook isolation: a sink must not stop alerting
-            results = [
-                Delivery(
-                    a.fingerprint, False, retry=True, message=f"{type(error).__name__}: {error}"
-                )
-                for a in alerts
-            ]
+            results, missing = {}, f"{type(error).__name__}: {error}"
         queue = self._queues[name]
-        for waiting, result in zip(due, results, strict=False):
+        for waiting in due:
+            key = waiting.alert.fingerprint
+            result = results.get(key) or Delivery(key, False, retry=True, message=missing)
             self._settle(name, queue, waiting, result, now)
 
     def _settle(

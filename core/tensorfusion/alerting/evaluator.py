@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -48,6 +49,8 @@ class Evaluator:
         self._state_file = state_file
         self._on_change = on_change
         self._active: list[Alert] = []
+        self._orphans: list[Alert] = []
+        """Restored alerts whose rule is no longer installed; they resolve in the first pass."""
         self._restore()
 
     def run(self, stop: threading.Event, interval_seconds: float) -> None:
@@ -71,6 +74,8 @@ class Evaluator:
             self._count(name, "success")
             changed += state.step(found, now)
         self._active = [a for state in self._states.values() for a in state.active()]
+        changed += self._orphans
+        self._orphans = []
         if changed:
             self._dispatcher.submit(changed)
             self._save()
@@ -94,13 +99,26 @@ class Evaluator:
             return
         firing = [a for a in self._active if a.state is AlertState.FIRING]
         part = self._state_file.with_suffix(".part")
-        part.write_bytes(msgspec.json.encode(firing))
-        os.replace(part, self._state_file)
+        try:
+            part.write_bytes(msgspec.json.encode(firing))
+            os.replace(part, self._state_file)
+        except OSError as error:
+            # Alerts still go out; only a restart would forget what fires now.
+            log.error("alert state not saved", extra={"error": str(error)})
 
     def _restore(self) -> None:
         if self._state_file is None or not self._state_file.exists():
             return
-        for alert in msgspec.json.decode(self._state_file.read_bytes(), type=list[Alert]):
+        now = self._clock.now()
+        try:
+            saved = msgspec.json.decode(self._state_file.read_bytes(), type=list[Alert])
+        except (OSError, msgspec.DecodeError) as error:
+            log.error("alert state not read", extra={"error": str(error)})
+            return
+        for alert in saved:
             state = self._states.get(alert.rule)
             if state is not None:
-                state.restore(alert)
+                state.restore(alert, now)
+            else:
+                self._orphans.append(replace(alert, state=AlertState.RESOLVED, ends=now))
+        self._active = [a for state in self._states.values() for a in state.active()]

@@ -19,6 +19,12 @@ class Instance:
     seen: float
     value: float
     firing_since: float | None = None
+    held_until: float = 0.0
+    """A restored instance does not resolve before this time; see `RESTORE_SECONDS`."""
+
+
+RESTORE_SECONDS = 60.0
+"""How long an alert that fired before a restart is kept while its series may not be back yet."""
 
 
 class RuleState:
@@ -40,7 +46,7 @@ class RuleState:
             if instance is None:
                 instance = Instance(series.labels, now, now, series.value)
                 self._instances[series.labels] = instance
-            instance.seen, instance.value = now, series.value
+            instance.seen, instance.value, instance.held_until = now, series.value, 0.0
             held = now - instance.since >= self.rule.for_seconds
             if held and instance.firing_since is None:
                 instance.firing_since = now
@@ -50,16 +56,23 @@ class RuleState:
             instance = self._instances[labels]
             if instance.firing_since is None:
                 del self._instances[labels]
-            elif now - instance.seen >= self.rule.keep_firing_seconds:
+            elif (
+                now - instance.seen >= self.rule.keep_firing_seconds and now >= instance.held_until
+            ):
                 del self._instances[labels]
                 changed.append(self._alert(instance, AlertState.RESOLVED, ends=now))
         return changed
 
-    def restore(self, alert: Alert) -> None:
+    def restore(self, alert: Alert, now: float) -> None:
         """Take over an alert that was firing before a restart, so that it can resolve."""
         labels = tuple(sorted(alert.labels.items()))
         self._instances[labels] = Instance(
-            labels, alert.starts, alert.starts, alert.value, firing_since=alert.starts
+            labels,
+            alert.starts,
+            now,
+            alert.value,
+            firing_since=alert.starts,
+            held_until=now + RESTORE_SECONDS,
         )
 
     def active(self) -> list[Alert]:

@@ -41,6 +41,7 @@ from tensorfusion.host import PluginHost
 from tensorfusion.hypervisor import Hypervisor
 from tensorfusion.model.ledger import Change
 from tensorfusion.runtime.controller import Controller
+from tensorfusion.runtime.controller_group import ControllerGroup
 from tensorfusion.runtime.events import EventRecorder
 from tensorfusion.runtime.health import Health
 from tensorfusion.runtime.instruments import Instruments
@@ -102,10 +103,11 @@ class ControlPlane:
         """Start everything; returns when the wire answers and workers can be placed."""
         ensure_defaults(self.store)
         self.hypervisor.discovery.run_once()
-        for informer in self.informers.all():
-            self.manager.add_informer(informer)
-        for controller in self._controllers:
-            self.manager.add_controller(controller)
+        group = ControllerGroup(
+            self._controllers, self.informers.all(), self.clock, self.store.transaction
+        )
+        group.attach()
+        self.manager.add_loop("controllers", group.run, queues=[c.queue for c in self._controllers])
         self.manager.start(on_synced=self._recover)
         self.instruments.set("tensorfusion_build_info", 1, {"version": __version__})
         self._show_plugins()
@@ -183,7 +185,6 @@ class ControlPlane:
         quota = QuotaStatusWriter(
             self.store, self.placer, informers.quotas, self.instruments, self.clock
         )
-        self.manager.add_loop("scheduler", self.scheduler.run)
         self.manager.add_loop("gpu-status", lambda s: status.run(s, GPU_STATUS_SECONDS))
         self.manager.add_loop("quota-status", lambda s: quota.run(s, QUOTA_STATUS_SECONDS))
 
@@ -245,6 +246,7 @@ class ControlPlane:
             store, informers.replica_sets, informers.pods, clock=clock, events=events
         )
         self._controllers: list[Controller] = [
+            self.scheduler.controller,
             *self.fleet.controllers,
             self.hypervisor.workers.controller,
             nodes.controller,
@@ -298,7 +300,6 @@ class ControlPlane:
     def exposition(self) -> bytes:
         """Print the metrics, with the depth of every queue as of now."""
         rows = [((c.name,), float(len(c.queue))) for c in self._controllers]
-        rows.append((("scheduler",), float(len(self.scheduler.queue))))
         self.instruments.replace("tensorfusion_workqueue_depth", rows)
         return self.instruments.exposition()
 

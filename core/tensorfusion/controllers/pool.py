@@ -18,7 +18,8 @@ from tensorfusion.runtime.controller import DONE, Controller, Result
 from tensorfusion.store.informer import Change, Informer
 from tensorfusion.store.interface import Store
 
-SETTLE_SECONDS = 1.0
+SETTLE_SECONDS = 2.0
+"""Pause before sums are written again: changes of many nodes become one write."""
 
 
 class PoolController:

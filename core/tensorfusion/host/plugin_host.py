@@ -92,6 +92,10 @@ class PluginHost:
                 version=distribution.version if distribution else "",
                 module=point.value,
             )
+        for name in sorted(self._settings.keys() - self._records.keys()):
+            close = difflib.get_close_matches(name, self._records, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            log.warning("plugin_settings.%s: there is no such plugin%s", name, hint)
 
     def add(
         self,
@@ -107,7 +111,10 @@ class PluginHost:
         if name in self._records:
             record.name = f"{name} ({distribution or module})"
             record.state = "failed"
-            record.error = f"the name {name!r} is taken by {self._records[name].distribution}"
+            other = self._records[name]
+            record.error = (
+                f"the name {name!r} is taken by {other.distribution or other.module or 'another'}"
+            )
             self._records[record.name] = record
             return
         self._records[name] = record
@@ -117,7 +124,7 @@ class PluginHost:
         started = time.perf_counter()
         try:
             self._register(name, load(), record)
-        except Exception as error:  # noqa: BLE001 - hook isolation: one bad plugin must not stop the rest
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - hook isolation: one bad plugin must not stop the rest, not even one that exits
             self._fail(record, error)
         record.load_seconds = time.perf_counter() - started
 
@@ -163,6 +170,7 @@ class PluginHost:
 
     def _check_objects(self, name: str, hook: str, kind: str, items: Sequence[Any]) -> None:
         protocol = PROTOCOLS.get(kind)
+        taken = {object_name(other): owner for owner, other in self._objects.get(kind, [])}
         for item in items:
             if protocol is not None and not isinstance(item, protocol):
                 missing = [m for m in protocol_members(protocol) if not hasattr(item, m)]
@@ -171,12 +179,12 @@ class PluginHost:
                     hook,
                     f"{item!r} is not a {protocol.__name__}; it lacks {', '.join(missing)}",
                 )
-            taken = {object_name(other): owner for owner, other in self._objects.get(kind, [])}
             if kind != "settings" and object_name(item) in taken:
                 owner = taken[object_name(item)]
                 raise PluginError(
                     name, hook, f"the {kind} {object_name(item)!r} is already offered by {owner!r}"
                 )
+            taken[object_name(item)] = name
 
     def _configure(
         self,
@@ -188,13 +196,13 @@ class PluginHost:
         if struct is None:
             if block:
                 raise ConfigError(
-                    f"plugins.{name}: the plugin has no settings, got {sorted(block)}"
+                    f"plugin_settings.{name}: the plugin has no settings, got {sorted(block)}"
                 )
             return
         try:
             settings = msgspec.convert(dict(block), struct)
         except msgspec.ValidationError as error:
-            raise ConfigError(f"plugins.{name}: {error}") from error
+            raise ConfigError(f"plugin_settings.{name}: {error}") from error
         for pairs in staged.values():
             for _, item in pairs:
                 if isinstance(item, Configurable) and not isinstance(item, type):
@@ -218,6 +226,8 @@ class PluginHost:
 
     def _fail(self, record: PluginRecord, error: BaseException) -> None:
         record.state = "failed"
+        record.kinds.clear()
+        record.offers.clear()
         record.error = f"{type(error).__name__}: {error}".splitlines()[0]
         record.trace = "".join(traceback.format_exception(error))
         log.warning("plugin failed", extra={"plugin": record.name, "error": record.error})

@@ -16,7 +16,7 @@ from tensorfusion import names
 from tensorfusion.api.registry import GPUS, NODES
 from tensorfusion.api.resource import JsonObject
 from tensorfusion.clock import Clock, format_timestamp
-from tensorfusion.errors import AlreadyExists, BackendError, NotFound
+from tensorfusion.errors import AlreadyExists, ApiError, BackendError, NotFound
 from tensorfusion.spi.backend import Capabilities, DeviceInfo, Link, NodeBackend
 from tensorfusion.store.interface import Store
 from tensorfusion.units import format_bytes, format_tflops
@@ -51,18 +51,22 @@ class Discovery:
         self._published: dict[str, JsonObject] = {}
         self._registered: set[str] = set()
         self._stored: dict[str, JsonObject] | None = None
-        """What an earlier run left, by object name; looked at in the first pass only."""
+        """What an earlier run left, by object name; empty once every node was seen."""
+        self._unseen = set(sessions)
+        """Nodes that were not discovered yet."""
         self.on_change: Callable[[str, DeviceInfo], None] | None = None
 
     def run(self, stop: threading.Event, interval_seconds: float) -> None:
         """Discover until ``stop`` is set."""
         while not stop.is_set():
-            self.run_once()
+            try:
+                self.run_once()
+            except ApiError as error:
+                log.warning("devices not published", extra={"error": str(error)})
             self._clock.wait(stop, interval_seconds)
 
     def run_once(self) -> None:
         """Discover every node once; one node's failure does not hold up the rest."""
-        is_first = self._stored is None
         if self._stored is None:
             self._stored = {o["metadata"]["name"]: o for o in self._store.list(GPUS).items}
             if self._registers_nodes:
@@ -86,9 +90,11 @@ class Discovery:
                     self._publish(node, info, links)
                 for uuid in before.keys() - now.keys():
                     self._mark_missing(uuid)
+                if node in self._unseen:
+                    self._mark_vanished(node)
+                    self._unseen.discard(node)
             self._tell(node, before, now)
-        if is_first:
-            self._mark_vanished()
+        if not self._unseen:
             self._stored = {}
 
     def _tell(
@@ -165,7 +171,7 @@ class Discovery:
         metadata = wanted["metadata"]
         status = dict(wanted["status"])
         try:
-            if stored is None and name not in self._published:
+            if stored is None and info.uuid not in self._published:
                 body = {"apiVersion": names.API_VERSION, "kind": "GPU", "metadata": metadata}
                 self._store.create(GPUS, body, field_manager=MANAGER)
                 # What is free is the scheduler's to say; a new card starts with all of it.
@@ -199,15 +205,15 @@ class Discovery:
         except NotFound:
             log.debug("missing device has no object", extra={"gpu": uuid})
 
-    def _mark_vanished(self) -> None:
-        """Mark GPU objects of our nodes whose device went while nobody looked."""
-        known = {uuid.lower() for infos in self.infos.values() for uuid in infos}
-        for obj in (self._stored or {}).values():
-            node = obj["metadata"].get("labels", {}).get(names.MANAGED_BY, "")
-            annotations = obj["metadata"].get("annotations", {})
-            gone = node in self._sessions and obj["metadata"]["name"] not in known
-            if gone and names.GPU_MISSING_SINCE not in annotations:
-                self._mark_missing(obj["metadata"]["name"])
+    def _mark_vanished(self, node: str) -> None:
+        """Mark GPU objects of a node whose device went while nobody looked."""
+        known = {uuid.lower() for uuid in self.infos[node]}
+        for name, obj in (self._stored or {}).items():
+            metadata = obj["metadata"]
+            is_ours = metadata.get("labels", {}).get(names.MANAGED_BY) == node
+            is_marked = names.GPU_MISSING_SINCE in metadata.get("annotations", {})
+            if is_ours and name not in known and not is_marked:
+                self._mark_missing(name)
 
 
 def gpu_object(

@@ -6,7 +6,7 @@ to the metric store. Rates stay FLOP/s (base unit), memory bytes.
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tensorfusion import names
 from tensorfusion.api import pod_view
@@ -17,7 +17,7 @@ from tensorfusion.hypervisor.discovery import Discovery
 from tensorfusion.runtime.instruments import Instruments, Row
 from tensorfusion.spi.backend import Capabilities, DeviceMetrics, NodeBackend, WorkerUsage
 from tensorfusion.spi.catalogue import BY_NAME
-from tensorfusion.spi.metrics import MetricStore, Sample
+from tensorfusion.spi.metrics import Labels, MetricStore, Sample
 from tensorfusion.store.informer import Informer
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,9 @@ class Sampling:
         self._clock = clock
         self.pool_of: Callable[[str], str] = lambda _node: ""
         """Names the pool of a node; set by the composition."""
+        self._shown: set[str] = set()
+        self._pairs: dict[tuple[tuple[str, ...], Sequence[str]], Labels] = {}
+        """Label pairs of the last pass by names and values: most series come again."""
 
     def run(self, stop: threading.Event, interval_seconds: float) -> None:
         """Sample until ``stop`` is set."""
@@ -88,16 +91,33 @@ class Sampling:
                 self._clock.now(),
                 {"node": node},
             )
+        self._publish(rows)
+
+    def _publish(self, rows: dict[str, list[Row]]) -> None:
+        """Hand the rows of a pass over; what had rows in the last pass and has none now goes."""
         now = self._clock.now()
-        samples = []
+        samples: list[Sample] = []
+        known, self._pairs = self._pairs, {}
+        for name in self._shown - rows.keys():
+            self._instruments.replace(name, (), source="sampling")
+        self._shown = set(rows)
         for name, series in rows.items():
             self._instruments.replace(name, series, source="sampling")
-            if name in STORED:
-                labels = BY_NAME[name].labels
-                for values, value in series:
+            if name not in STORED:
+                continue
+            labels = BY_NAME[name].labels
+            for values, value in series:
+                key = (labels, values)
+                pairs = self._pairs.get(key) or known.get(key)
+                if pairs is None:
                     pairs = tuple(sorted(zip(labels, values, strict=True)))
-                    samples.append(Sample(name, pairs, now, value))
-        self._metrics.write(samples)
+                self._pairs[key] = pairs
+                samples.append(Sample(name, pairs, now, value))
+        try:
+            self._metrics.write(samples)
+        except Exception:
+            # Hook isolation: the store is a plugin, and scrapes go on without it.
+            log.exception("samples not stored")
 
     def _read_devices(self, node: str, session: NodeBackend, rows: dict[str, list[Row]]) -> None:
         pool = self.pool_of(node)

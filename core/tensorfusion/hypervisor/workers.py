@@ -62,13 +62,19 @@ class WorkerController:
 
     def recover(self) -> None:
         """Release workers of an earlier run whose pod is gone; called once informers are synced."""
-        live = {worker_of(pod)[0] for pod in self._pods.values()}
+        users: dict[str, list[str]] = {}
+        for pod in self._pods.values():
+            users.setdefault(worker_of(pod)[0], []).append(pod_view.key(pod))
         for node, session in self._sessions.items():
             for spec in session.workers():
-                if spec.worker not in live:
-                    session.release(spec.worker)
-                    continue
-                self._remember(f"{spec.namespace}/{spec.name}", spec, node)
+                for key in users.get(spec.worker, ()):
+                    self._remember(key, spec, node)
+                if spec.worker not in users:
+                    try:
+                        session.release(spec.worker)
+                    except BackendError as error:
+                        extra = {"node": node, "worker": spec.worker, "error": str(error)}
+                        log.warning("worker of an earlier run not released", extra=extra)
 
     def reconcile(self, key: str) -> Result:
         """Bring one pod's worker in line with the pod."""
@@ -79,14 +85,14 @@ class WorkerController:
             if pod is None:
                 return DONE
         node = pod_view.node_name(pod)
+        if node not in self._sessions:
+            return DONE
         if pod.metadata.deletion_timestamp:
             self._release(key)
             self._finish_deletion(key)
             return DONE
         if pod_view.is_finished(pod):
             self._release(key)
-            return DONE
-        if node not in self._sessions:
             return DONE
         if gpu_ids_of(pod.metadata.annotations):
             return self._prepare(key, pod, node)
@@ -172,17 +178,21 @@ class WorkerController:
         self._users.setdefault(spec.worker, set()).add(key)
 
     def _release(self, key: str) -> None:
-        """Let a pod go; its worker ends with the last pod that uses it."""
-        spec = self._specs.pop(key, None)
-        node = self._node_of.pop(key, "")
+        """Let a pod go; its worker ends with the last pod that uses it.
+
+        Raises:
+            BackendError: The worker could not be released; nothing is forgotten, so that the
+                next reconcile tries again.
+        """
+        spec = self._specs.get(key)
         if spec is None:
             return
-        users = self._users.get(spec.worker, set())
-        users.discard(key)
-        if not users:
-            self._users.pop(spec.worker, None)
-            if node in self._sessions:
-                self._sessions[node].release(spec.worker)
+        if not self._users[spec.worker] - {key}:
+            self._sessions[self._node_of[key]].release(spec.worker)
+            self._users.pop(spec.worker)
+        else:
+            self._users[spec.worker].discard(key)
+        del self._specs[key], self._node_of[key]
 
     def _finish_deletion(self, key: str) -> None:
         namespace, name = split_key(key)

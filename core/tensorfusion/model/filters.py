@@ -57,8 +57,10 @@ def _allows_vendor(shape: Shape, profile: DeviceProfile) -> bool:
 def _allows_model(shape: Shape, profile: DeviceProfile) -> bool:
     if not shape.models:
         return True
-    names = (profile.model.casefold(), profile.full_model.casefold())
-    return any(model.casefold() in names for model in shape.models if model)
+    model = profile.model.casefold()
+    # A family is the part of the catalogue's name before its form factor: A100 of A100_SXM_80G.
+    names = (model, profile.full_model.casefold(), model.partition("_")[0])
+    return any(wanted.casefold() in names for wanted in shape.models if wanted)
 
 
 def _allows_isolation(shape: Shape, profile: DeviceProfile) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tensorfusion.clock import Clock
-from tensorfusion.errors import ApiError, Conflict, NotFound, Terminal
+from tensorfusion.errors import Conflict, NotFound, TensorFusionError, Terminal
 from tensorfusion.runtime.instruments import Instruments
 from tensorfusion.runtime.workqueue import WorkQueue
 from tensorfusion.store.informer import Change
@@ -31,7 +31,9 @@ class Controller:
     Args:
         reconcile: Looks at the whole state of one object and moves it one step; idempotent.
         workers: Threads. One key is never worked on twice at a time.
-        on_terminal: Called with (key, error) when a reconcile raised `Terminal`.
+        on_terminal: Called with (key, error) when a reconcile raised `Terminal`; what it raises
+            is retried like an error of the reconcile.
+        instruments: Where reconciles are counted; may be set until the controller runs.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Controller:
         self.queue = WorkQueue(name, clock)
         self._reconcile = reconcile
         self._clock = clock
-        self._instruments = instruments
+        self.instruments = instruments
         self._on_terminal = on_terminal
 
     def enqueue(self, change: Change[Any]) -> None:
@@ -68,38 +70,50 @@ class Controller:
                 self.queue.done(key)
 
     def step(self, key: str) -> str:
-        """Reconcile one key and settle its retry; returns ``success``, ``requeue`` or ``error``."""
+        """Reconcile one key and settle its retry; say how it went.
+
+        Returns:
+            ``success``, ``requeue``, ``terminal``, ``conflict`` or ``error``.
+        """
         started = self._clock.monotonic()
         try:
-            result = self._reconcile(key)
-        except Terminal as error:
-            outcome = "terminal"
-            self.queue.forget(key)
-            if self._on_terminal is not None:
-                self._on_terminal(key, error)
+            outcome = self._attempt(key)
         except (Conflict, NotFound):
             # The cache lags behind the store; the next look settles it.
             outcome = "conflict"
             self.queue.retry(key)
         except Exception as error:
             outcome = "error"
-            seconds = self.queue.retry(key)
-            log.log(
-                logging.WARNING if isinstance(error, ApiError) else logging.ERROR,
-                "reconcile failed",
-                exc_info=not isinstance(error, ApiError),
-                extra={
-                    "controller": self.name,
-                    "key": key,
-                    "error": str(error),
-                    "retry_seconds": round(seconds, 3),
-                },
-            )
-        else:
-            outcome = "success" if result.requeue_seconds is None else "requeue"
-            self.queue.forget(key)
-            if result.requeue_seconds is not None:
-                self.queue.add_after(key, result.requeue_seconds)
-        if self._instruments is not None:
-            self._instruments.reconciled(self.name, outcome, self._clock.monotonic() - started)
+            self._failed(key, error, self.queue.retry(key))
+        if self.instruments is not None:
+            self.instruments.reconciled(self.name, outcome, self._clock.monotonic() - started)
         return outcome
+
+    def _attempt(self, key: str) -> str:
+        try:
+            result = self._reconcile(key)
+        except Terminal as error:
+            if self._on_terminal is not None:
+                self._on_terminal(key, error)
+            self.queue.forget(key)
+            return "terminal"
+        self.queue.forget(key)
+        if result.requeue_seconds is None:
+            return "success"
+        self.queue.add_after(key, result.requeue_seconds)
+        return "requeue"
+
+    def _failed(self, key: str, error: Exception, retry_seconds: float) -> None:
+        """Log a failure: what we raise on purpose in one line, a defect with its trace."""
+        expected = isinstance(error, TensorFusionError)
+        log.log(
+            logging.WARNING if expected else logging.ERROR,
+            "reconcile failed",
+            exc_info=None if expected else error,
+            extra={
+                "controller": self.name,
+                "key": key,
+                "error": str(error),
+                "retry_seconds": round(retry_seconds, 3),
+            },
+        )

@@ -65,6 +65,13 @@ class Instruments(Collector):
         with self._lock:
             self._gauges.setdefault(name, {})[key] = value
 
+    def forget(self, name: str, labels: Mapping[str, str]) -> None:
+        """Drop one series of a gauge whose object is gone."""
+        info = BY_NAME[name]
+        key = tuple(labels[label] for label in info.labels)
+        with self._lock:
+            self._gauges.get(name, {}).pop(key, None)
+
     def replace(self, name: str, rows: Iterable[Row], source: str = "") -> None:
         """Replace all series of a gauge or counter that ``source`` handed over before."""
         BY_NAME[name]
@@ -81,9 +88,13 @@ class Instruments(Collector):
         with self._lock:
             rows = {key: list(value) for key, value in self._rows.items()}
             gauges = {name: dict(series) for name, series in self._gauges.items()}
+        by_name: dict[str, list[Row]] = {}
+        for (name, _), part in rows.items():
+            by_name.setdefault(name, []).extend(part)
+        for name, series in gauges.items():
+            by_name.setdefault(name, []).extend(series.items())
         for info in METRICS:
-            found = [r for (name, _), part in rows.items() if name == info.name for r in part]
-            found += [(k, v) for k, v in gauges.get(info.name, {}).items()]
+            found = by_name.get(info.name)
             if not found:
                 continue
             family: GaugeMetricFamily | CounterMetricFamily

@@ -2,12 +2,13 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tensorfusion.clock import Clock
 from tensorfusion.runtime.controller import Controller
 from tensorfusion.runtime.health import Health
+from tensorfusion.runtime.workqueue import WorkQueue
 from tensorfusion.store.informer import Informer
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class Manager:
         self._controllers: list[Controller] = []
         self._loops: list[tuple[str, Callable[[threading.Event], None]]] = []
         self._threads: list[threading.Thread] = []
+        self._queues: list[WorkQueue] = []
 
     def add_informer(self, informer: Informer[Any]) -> None:
         """Run an informer."""
@@ -38,9 +40,19 @@ class Manager:
         """Run a controller once the informers are synced."""
         self._controllers.append(controller)
 
-    def add_loop(self, name: str, run: Callable[[threading.Event], None]) -> None:
-        """Run ``run(stop)`` on a thread of its own once the informers are synced."""
+    def add_loop(
+        self,
+        name: str,
+        run: Callable[[threading.Event], None],
+        queues: Sequence[WorkQueue] = (),
+    ) -> None:
+        """Run ``run(stop)`` on a thread of its own once the informers are synced.
+
+        Args:
+            queues: What the loop may wait on; closed when the process stops.
+        """
         self._loops.append((name, run))
+        self._queues += queues
 
     def start(
         self,
@@ -72,8 +84,8 @@ class Manager:
     def stop(self) -> None:
         """Stop every thread; bounded by `SHUTDOWN_SECONDS`."""
         self.stopping.set()
-        for controller in self._controllers:
-            controller.queue.close()
+        for queue in [*self._queues, *(c.queue for c in self._controllers)]:
+            queue.close()
         for informer in self._informers:
             informer.interrupt()
         end = self.clock.monotonic() + SHUTDOWN_SECONDS

@@ -1,9 +1,10 @@
 """Settings: one YAML file, environment overrides with one prefix, validated as a whole."""
 
+import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 import yaml
@@ -71,16 +72,19 @@ def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Set
             loaded = yaml.safe_load(path.read_text())
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: not YAML: {error}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
         if loaded is not None and not isinstance(loaded, dict):
             raise ConfigError(f"{path}: expected a mapping, got {type(loaded).__name__}")
         data = loaded or {}
     overrides = os.environ if environment is None else environment
+    sources: dict[str, str] = {}
     for field in msgspec.structs.fields(Settings):
-        text = overrides.get(ENVIRONMENT_PREFIX + field.name.upper())
+        variable = ENVIRONMENT_PREFIX + field.name.upper()
+        text = overrides.get(variable)
         if text is not None and field.name not in ("plugins", "plugin_settings", "simulated"):
             data[field.name] = text
+            sources[field.name] = variable
     denied = overrides.get(ENVIRONMENT_PREFIX + "PLUGINS_DENY")
     if denied:
         plugins = dict(data.get("plugins") or {})
@@ -89,4 +93,31 @@ def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Set
     try:
         return msgspec.convert(data, Settings, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path or 'settings'}: {error}") from error
+        raise ConfigError(_explain(str(error), data, str(path or "settings"), sources)) from error
+
+
+def _explain(message: str, data: Mapping[str, Any], path: str, sources: Mapping[str, str]) -> str:
+    """Say where a bad value comes from, which field has it, what it is and what is allowed."""
+    what, _, place = message.partition(" - at `$")
+    steps = place.strip("`").lstrip(".").split(".") if place else []
+    struct: Any = Settings
+    value: Any = data
+    for step in steps:
+        value = value.get(step) if isinstance(value, Mapping) else None
+        fields = {f.name: f.type for f in msgspec.structs.fields(struct)} if _is(struct) else {}
+        struct = fields.get(step)
+    source = sources.get(steps[0], path) if steps else path
+    if "unknown field" in what and _is(struct):
+        known = [f.name for f in msgspec.structs.fields(struct)]
+        unknown = what.split("`")[1] if "`" in what else ""
+        close = difflib.get_close_matches(unknown, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(known)}"
+        where = ".".join([*steps, unknown])
+        return f"{source}: {where}: there is no such setting; {hint}"
+    if get_origin(struct) is Literal:
+        what = f"allowed: {', '.join(map(str, get_args(struct)))}"
+    return f"{source}: {'.'.join(steps) or 'settings'}: got {value!r}; {what}"
+
+
+def _is(struct: Any) -> bool:
+    return isinstance(struct, type) and issubclass(struct, msgspec.Struct)

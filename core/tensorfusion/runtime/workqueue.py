@@ -31,6 +31,23 @@ class WorkQueue:
         self._condition = threading.Condition()
         self._closed = False
 
+    def share(self, condition: threading.Condition) -> None:
+        """Wake waiters of ``condition`` instead of our own; before anything is added or taken."""
+        self._condition = condition
+
+    def take(self) -> tuple[str | None, float | None]:
+        """Take the next key without waiting; else None and the seconds until one is due.
+
+        The caller holds the shared condition.
+        """
+        wait = self._promote()
+        if self._closed or not self._ready:
+            return None, wait
+        key = self._ready.popleft()
+        self._waiting.discard(key)
+        self._working.add(key)
+        return key, None
+
     def add(self, key: str) -> None:
         """Ask for ``key`` to be worked on soon."""
         with self._condition:
@@ -66,11 +83,8 @@ class WorkQueue:
             while True:
                 if self._closed:
                     return None
-                wait = self._promote()
-                if self._ready:
-                    key = self._ready.popleft()
-                    self._waiting.discard(key)
-                    self._working.add(key)
+                key, wait = self.take()
+                if key is not None:
                     return key
                 if end is not None:
                     left = end - self._clock.monotonic()

@@ -12,6 +12,7 @@ import msgspec
 
 from tensorfusion.api.core.pod import Pod
 from tensorfusion.clock import Clock
+from tensorfusion.errors import Unavailable
 from tensorfusion.model.allocation import Allocation
 from tensorfusion.model.decision_log import LogEncoder, replay
 from tensorfusion.model.demand import Amount, Demand
@@ -68,8 +69,10 @@ class Placer:
                 workers = self.ledger.workers_of(demand.namespace, demand.workload)
                 if workers:
                     chosen = min(workers, key=lambda w: (len(w.holders), w.key))
-                    change = self.ledger.hold(chosen.key, demand.uid)
-                    self._append([change], f"shares a worker of workload {demand.workload}")
+                    self._change(
+                        lambda: self.ledger.hold(chosen.key, demand.uid),
+                        f"shares a worker of workload {demand.workload}",
+                    )
                     placement = Placement(
                         node=chosen.node, devices=chosen.devices, score=0.0, policy="shared-worker"
                     )
@@ -78,21 +81,21 @@ class Placer:
             if isinstance(found, NoFit):
                 return found
             try:
-                change = self.engine.reserve(demand, found)
+                change = self._change(
+                    lambda: self.engine.reserve(demand, found),
+                    f"placed by {found.policy}, score {found.score:.2f}",
+                )
             except AllocationRefused as refusal:
                 return NoFit(total=0, violations=refusal.violations)
-            self._append([change], f"placed by {found.policy}, score {found.score:.2f}")
+            assert change is not None
             assert change.after is not None
             return found, change.after
 
     def release(self, uid: str, reason: str) -> Allocation | None:
         """Let a pod go; returns what it held, or None."""
         with self.lock:
-            change = self.ledger.release(uid)
-            if change is None:
-                return None
-            self._append([change], reason)
-            return change.before
+            change = self._change(lambda: self.ledger.release(uid), reason)
+            return change.before if change is not None else None
 
     def resize(self, key: str, request: Amount, limit: Amount, reason: str) -> Change:
         """Change a worker's amounts in the ledger and the log.
@@ -101,8 +104,8 @@ class Placer:
             AllocationRefused: It does not fit, or a quota would break; nothing changed.
         """
         with self.lock:
-            change = self.engine.resize(key, request, limit)
-            self._append([change], reason)
+            change = self._change(lambda: self.engine.resize(key, request, limit), reason)
+            assert change is not None
             return change
 
     def recover(self, pods: Iterable[Pod], devices: Mapping[str, Device]) -> list[str]:
@@ -110,23 +113,17 @@ class Placer:
         repairs: list[str] = []
         with self.lock:
             rebuilt = rebuild(pods, devices)
-            changes: list[tuple[Change, str]] = []
             for key, allocation in sorted(self.ledger.allocations.items()):
                 if key not in rebuilt:
                     repairs.append(f"released {allocation.namespace}/{allocation.name}: not bound")
                     for holder in allocation.holders:
-                        change = self.ledger.release(holder)
-                        if change is not None:
-                            changes.append((change, "recovery: the pod is not bound"))
+                        self.release(holder, "recovery: the pod is not bound")
             for key, allocation in sorted(rebuilt.items()):
                 if self.ledger.allocations.get(key) != allocation:
                     repairs.append(
                         f"restored {allocation.namespace}/{allocation.name} from its pod"
                     )
-                    change = self.ledger.restore(allocation)
-                    changes.append((change, "recovery: as the pod says"))
-            for change, reason in changes:
-                self._append([change], reason)
+                    self._restore(allocation)
             self.dirty.update(self.ledger.devices)
         return repairs
 
@@ -188,15 +185,40 @@ class Placer:
                 "findings": self.ledger.check_invariants(),
             }
 
-    def _append(self, changes: Sequence[Change], reason: str) -> None:
+    def _restore(self, allocation: Allocation) -> None:
+        self._change(lambda: self.ledger.restore(allocation), "recovery: as the pod says")
+
+    def _change(self, act: Callable[[], Change | None], reason: str) -> Change | None:
+        """Change the ledger and log it, or neither.
+
+        Raises:
+            Unavailable: The log cannot be written, as on a full disk; the ledger is as before.
+        """
+        mark, sequence = self.ledger.checkpoint(), self._encoder.last_seq
         now = self._clock.now()
-        self._log.append(b"".join(self._encoder.encode(c, now, reason) for c in changes))
-        self._records += len(changes)
-        for change in changes:
-            for side in (change.before, change.after):
-                if side is not None:
-                    self.dirty.update(side.devices)
-            self.observe(change, reason)
+        try:
+            change = act()
+            if change is not None:
+                self._log.append(self._encoder.encode(change, now, reason))
+        except OSError as error:
+            self.ledger.rollback(mark)
+            self._encoder.last_seq = sequence
+            raise Unavailable(f"decision log: {error.strerror}") from error
+        except BaseException:
+            self.ledger.rollback(mark)
+            self._encoder.last_seq = sequence
+            raise
+        self.ledger.commit(mark)
+        if change is not None:
+            self._settle(change, reason, now)
+        return change
+
+    def _settle(self, change: Change, reason: str, now: float) -> None:
+        for side in (change.before, change.after):
+            if side is not None:
+                self.dirty.update(side.devices)
+        self.observe(change, reason)
+        self._records += 1
         if self._records >= COMPACT_RECORDS:
             self._log.compact(self._encoder.checkpoint(self.ledger, now))
             self._records = 1

@@ -7,7 +7,6 @@ something that placement looks at has changed.
 
 import json
 import logging
-import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -26,9 +25,9 @@ from tensorfusion.model.engine import Placement
 from tensorfusion.model.explain import NoFit
 from tensorfusion.model.worker_annotations import format_amounts
 from tensorfusion.runtime.conditions import condition, merge
+from tensorfusion.runtime.controller import DONE, Controller, Result
 from tensorfusion.runtime.events import EventRecorder
 from tensorfusion.runtime.instruments import Instruments
-from tensorfusion.runtime.workqueue import WorkQueue
 from tensorfusion.scheduling.placer import Placer
 from tensorfusion.scheduling.translate import demand_of
 from tensorfusion.store.informer import Change, Informer
@@ -38,7 +37,10 @@ log = logging.getLogger(__name__)
 MANAGER = "tensorfusion-scheduler"
 BATCH = 64
 RETRY_SECONDS = 1.0
-REFRESH_SECONDS = 30.0
+LOST_SECONDS = 10.0
+"""A binding that no informer showed for this long was lost: its commit failed."""
+TICK = ""
+"""The key by which the scheduler looks at unplaced pods again."""
 
 Binder = Callable[[str, str, JsonObject], object]
 """Binds pod (namespace, name) by a ``Binding`` object, once."""
@@ -61,7 +63,7 @@ class Scheduler:
         batch: A context manager that groups the store's writes, if it can.
         plain_node: Chooses a node for a pod without GPUs, where nobody else binds those.
 
-    Concurrency: `run` belongs to one thread; `resize` may be called from any.
+    Concurrency: the controller is served by one thread; `resize` may be called from any.
     """
 
     def __init__(
@@ -86,9 +88,12 @@ class Scheduler:
         self._instruments = instruments
         self._batch = batch
         self._plain_node = plain_node
-        self.queue = WorkQueue("scheduler", clock)
+        self.controller = Controller("scheduler", self.reconcile, clock=clock)
+        self.queue = self.controller.queue
+        self.queue.add_after(TICK, RETRY_SECONDS)
         self._unplaced: dict[str, Unplaced] = {}
         self._tried: dict[str, float] = {}
+        self._bound: dict[str, float] = {}
         pods.subscribe(self._changed)
 
     def _changed(self, change: Change[Pod]) -> None:
@@ -98,22 +103,27 @@ class Scheduler:
             self._placer.release(old.metadata.uid, "the pod is gone")
             self._forget(change.key)
         if new is None:
+            self._bound.pop(change.key, None)
             return
+        if pod_view.node_name(new):
+            self._bound.pop(change.key, None)
         if pod_view.is_finished(new):
             self._placer.release(new.metadata.uid, f"the pod {pod_view.phase(new).lower()}")
         elif waits(new) and (pod_view.is_worker(new) or self._plain_node is not None):
             self.queue.add(change.key)
 
-    def run(self, stop: threading.Event) -> None:
-        """Schedule until ``stop`` is set."""
-        while not stop.is_set():
-            key = self.queue.get(timeout_seconds=RETRY_SECONDS)
-            keys = [] if key is None else [key, *self._more()]
-            if keys:
-                self.schedule(keys)
-                for done in keys:
-                    self.queue.done(done)
+    def reconcile(self, key: str) -> Result:
+        """Schedule a pod together with what else waits, or look at the unplaced ones again."""
+        if key == TICK:
             self._retry_unplaced()
+            return Result(requeue_seconds=RETRY_SECONDS)
+        others = self._more()
+        try:
+            self.schedule([key, *others])
+        finally:
+            for other in others:
+                self.queue.done(other)
+        return DONE
 
     def _more(self) -> list[str]:
         found: list[str] = []
@@ -121,6 +131,10 @@ class Scheduler:
             key = self.queue.get(timeout_seconds=0)
             if key is None:
                 break
+            if key == TICK:
+                self.queue.done(key)
+                self.queue.add_after(TICK, RETRY_SECONDS)
+                continue
             found.append(key)
         return found
 
@@ -158,7 +172,10 @@ class Scheduler:
         self._tried.setdefault(key, self._clock.monotonic())
         version = self._placer.version()
         if self._placer.ledger.get(pod.metadata.uid) is not None:
-            return None  # bound already; the informer lags behind
+            if self._clock.monotonic() - self._bound.get(key, 0.0) < LOST_SECONDS:
+                self.queue.add_after(key, LOST_SECONDS)
+                return None  # bound already; the informer lags behind
+            self._placer.release(pod.metadata.uid, "the binding was lost")
         started = self._clock.monotonic()
         try:
             demand = demand_of(pod)
@@ -195,6 +212,7 @@ class Scheduler:
 
     def _bind_one(self, pod: Pod, placement: Placement, allocation: Allocation) -> None:
         namespace, name = pod.metadata.namespace, pod.metadata.name
+        self._bound[pod_view.key(pod)] = self._clock.monotonic()
         try:
             self._bind(namespace, name, binding(pod, placement, allocation))
         except (NotFound, Conflict) as error:

@@ -8,7 +8,7 @@ class Configurable(Protocol):
     """An offered object that wants its plugin's settings before it is used.
 
     The plugin offers the struct through ``tensorfusion_settings``; the host decodes the block
-    ``plugins.<plugin name>`` of the configuration into it and calls `configure` once.
+    ``plugin_settings.<plugin name>`` of the configuration into it and calls `configure` once.
     """
 
     def configure(self, settings: Any) -> None:

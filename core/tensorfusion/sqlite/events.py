@@ -294,6 +294,23 @@ class SQLiteWatch:
                 raise StopIteration
             self._clock.wait(subscription.ready, wait_seconds)
 
+    def drain(self) -> list[WatchEvent]:
+        """Return what has come so far, without waiting; an ERROR event ends the watch."""
+        try:
+            self._pending.extend(self._subscription.take())
+        except Gone as error:
+            self.stop()
+            return [WatchEvent(EventType.ERROR, error_status(error))]
+        events = [WatchEvent(d.type, d.record.obj) for d in self._pending]
+        self._pending.clear()
+        return events
+
+    def notify(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` whenever `drain` has something new."""
+        self._subscription.on_ready = callback
+        if self._subscription.ready.is_set():
+            callback()
+
     def _seconds_to_wait(self) -> float | None:
         """Return how long to wait; None when a bookmark is due, 0 at the end."""
         now = self._clock.monotonic()

@@ -98,6 +98,10 @@ def refuse_unknown(paths: list[str]) -> None:
         raise BadRequest(f"strict decoding error: {listed}")
 
 
+OWN_MANAGERS: Final = "tensorfusion-"
+"""Prefix of the field managers of our own controllers."""
+
+
 class Writes:
     """The write path. Concurrency: every method runs inside a transaction of the journal."""
 
@@ -356,6 +360,10 @@ class Writes:
     ) -> JsonObject:
         if managed is not None:
             new = {**new, "metadata": {**new["metadata"], "managedFields": managed}}
+        if options.subresource == "status" and options.manager.startswith(OWN_MANAGERS):
+            # Nobody but our controllers writes these fields, and they write them all the time:
+            # a third of the cost of a status write for an ownership that nobody disputes.
+            return new
         return track_update(
             resource,
             current,

@@ -11,7 +11,7 @@ import msgspec
 from tensorfusion.api.resource import JsonObject, Resource
 from tensorfusion.clock import Backoff, Clock
 from tensorfusion.errors import ApiError, Gone
-from tensorfusion.store.interface import EventType, Store, Watch
+from tensorfusion.store.interface import EventType, PollableWatch, Store, Watch
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -77,6 +77,8 @@ class Informer(Generic[T]):
         self._lock = threading.Lock()
         self._backoff = Backoff(0.1, 30.0)
         self._watch: Watch | None = None
+        self._polled: PollableWatch | None = None
+        self._callback: Callable[[], None] = lambda: None
 
     def subscribe(self, handler: Callable[[Change[T]], None]) -> None:
         """Call ``handler`` for every change; subscribe before `run` starts."""
@@ -122,11 +124,47 @@ class Informer(Generic[T]):
                 self._clock.wait(stop, seconds)
                 version = ""
 
+    def attach(self, callback: Callable[[], None]) -> bool:
+        """List, and watch without a thread: `pump` takes the events, ``callback`` announces them.
+
+        Returns:
+            False when the store's watches need a thread; `run` is for those.
+        """
+        version = self._relist()
+        watch = self._store.watch(
+            self.resource,
+            self._namespace,
+            resource_version=version,
+            label_selector=self._label_selector,
+        )
+        if not isinstance(watch, PollableWatch):
+            watch.stop()
+            return False
+        self._polled = watch
+        self._callback = callback
+        watch.notify(callback)
+        self.synced.set()
+        return True
+
+    def pump(self) -> None:
+        """Take in what has come since the last call; never waits (after `attach`)."""
+        if self._polled is None:
+            return
+        for event in self._polled.drain():
+            if event.type is EventType.ERROR:
+                log.info("informer lists again", extra={"resource": self.resource.qualified})
+                self.attach(self._callback)
+                return
+            if event.type is EventType.DELETED:
+                self._remove(key_of(event.object))
+            else:
+                self._put(event.object)
+
     def interrupt(self) -> None:
         """End a blocked watch so that `run` sees its stop event."""
-        watch = self._watch
-        if watch is not None:
-            watch.stop()
+        for watch in (self._watch, self._polled):
+            if watch is not None:
+                watch.stop()
 
     def _relist(self) -> str:
         seen: set[str] = set()
@@ -161,6 +199,8 @@ class Informer(Generic[T]):
         )
         self._watch = watch
         try:
+            if stop.is_set():  # `interrupt` may have come before there was a watch to end
+                return version
             for event in watch:
                 if event.type is EventType.ERROR:
                     raise Gone(str(event.object.get("message", "watch ended with an error")))

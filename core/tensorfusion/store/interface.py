@@ -7,10 +7,10 @@ one contract suite runs on both and on a real kube-apiserver. Objects travel as 
 Every method raises `tensorfusion.errors.ApiError` subclasses and nothing else.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tensorfusion.api.resource import JsonObject, Resource
 
@@ -77,6 +77,23 @@ class Watch(Protocol):
 
     def stop(self) -> None:
         """End the iteration from any thread; idempotent."""
+        ...
+
+
+@runtime_checkable
+class PollableWatch(Protocol):
+    """A watch that can also be served without a thread of its own."""
+
+    def drain(self) -> list[WatchEvent]:
+        """Return what has come so far, without waiting; an ERROR event ends the watch."""
+        ...
+
+    def notify(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` (from the writer's thread) whenever `drain` has something new."""
+        ...
+
+    def stop(self) -> None:
+        """End the watch."""
         ...
 
 

@@ -1,5 +1,6 @@
 """A sink that posts alerts as JSON, in the shape of Alertmanager's webhook receiver."""
 
+import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -41,12 +42,20 @@ class WebhookSink:
         """Take the address.
 
         Raises:
-            ConfigError: It is not an http or https URL.
+            ConfigError: It is not an http or https URL, or a header cannot be sent.
         """
-        if settings.webhook_url and urlsplit(settings.webhook_url).scheme not in ("http", "https"):
+        url = urlsplit(settings.webhook_url)
+        if settings.webhook_url and not (url.scheme in ("http", "https") and url.hostname):
             raise ConfigError(
                 f"webhook_url: {settings.webhook_url!r} is not a URL; allowed: http://... or https://..."
             )
+        for name, value in settings.webhook_headers.items():
+            # The value may be a secret: the message names the header only.
+            if not (name.isascii() and value.isascii() and (name + value).isprintable()):
+                raise ConfigError(
+                    f"webhook_headers.{name!r}: the header has characters that cannot be sent;"
+                    " allowed: printable ASCII"
+                )
         self._settings = settings
 
     def send(self, alerts: Sequence[Alert]) -> Sequence[Delivery]:
@@ -68,8 +77,8 @@ class WebhookSink:
                 # A client error will not get better by repeating it.
                 retry = error.code >= 500 or error.code == 429
                 message = f"the receiver answered {error.code}"
-        except OSError as error:
-            retry, message = True, str(error)
+        except (OSError, http.client.HTTPException) as error:
+            retry, message = True, str(error) or type(error).__name__
         return [Delivery(a.fingerprint, False, retry=retry, message=message) for a in alerts]
 
 

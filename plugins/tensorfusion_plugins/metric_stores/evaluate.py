@@ -17,7 +17,8 @@ from tensorfusion.spi.rules import (
     Metric,
     Over,
 )
-from tensorfusion_plugins.metric_stores.series import Series, increase
+from tensorfusion_plugins.metric_stores.growth import growth
+from tensorfusion_plugins.metric_stores.series import Series
 
 Vector = dict[Labels, float]
 Lookup = Callable[[str], Iterator[tuple[Labels, Series]]]
@@ -44,7 +45,8 @@ def evaluate(expression: Expression, lookup: Lookup, now: float) -> Vector:
     """Return label set to value; the metric's name is not part of the labels.
 
     Source: the semantics are PromQL's (Prometheus documentation, "Querying", operators and
-    functions), without extrapolation at the edges of a range.
+    functions), with one difference: a series that is gone has no value in a range either, so an
+    alert about a worker that ended resolves at once and not when the range has run out.
     """
     match expression:
         case Metric():
@@ -90,9 +92,10 @@ def _over(expression: Over, lookup: Lookup, now: float) -> Vector:
 def _increase(expression: Increase, lookup: Lookup, now: float) -> Vector:
     result = {}
     for labels, series in _current(expression.metric, lookup, now):
-        _, values = series.window(now - expression.seconds, now)
+        start = now - expression.seconds
+        times, values = series.window(start, now)
         if len(values) >= 2:
-            grown = increase(values)
+            grown = growth(times, values, start, now)
             result[labels] = grown / expression.seconds if expression.per_second else grown
     return result
 

@@ -1,43 +1,67 @@
-"""Series in memory: recent samples at full rate, and usage of workers in one-minute bins."""
+"""Recent samples of one series at full rate, in memory."""
 
 from array import array
+from bisect import bisect_right
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-RAW_SAMPLES = 1200
-"""Samples kept per series: 20 minutes at one a second, enough for every window of a rule."""
+from tensorfusion_plugins.metric_stores.growth import Floats
+
+RAW_SECONDS = 660.0
+"""How far back samples are kept at full rate: the longest window of a bundled rule, and a bit."""
+TRIM_RATIO = 1.1
+"""A series is cut when it is this much longer than it has to be: few cuts, little waste."""
 
 
 @dataclass(slots=True)
 class Series:
-    """Times (epoch seconds) and values of one series; appends are amortised constant."""
+    """Times (epoch seconds) and values of one series; appends are amortised constant.
 
+    Attributes:
+        keep_seconds: How far back samples are kept.
+        usage_key: (``namespace/workload``, worker), for series of a worker's use.
+        is_trimmed: Whether older samples were dropped.
+    """
+
+    keep_seconds: float = RAW_SECONDS
+    usage_key: tuple[str, str] | None = None
+    is_trimmed: bool = False
     times: "array[float]" = field(default_factory=lambda: array("d"))
     values: "array[float]" = field(default_factory=lambda: array("d"))
 
     def append(self, time: float, value: float) -> None:
         """Add a sample; one that is older than the last is dropped."""
-        if self.times and time <= self.times[-1]:
-            if time == self.times[-1]:
+        times = self.times
+        if times and time <= times[-1]:
+            if time == times[-1]:
                 self.values[-1] = value
             return
-        self.times.append(time)
+        times.append(time)
         self.values.append(value)
-        if len(self.times) >= 2 * RAW_SAMPLES:
-            del self.times[:-RAW_SAMPLES]
-            del self.values[:-RAW_SAMPLES]
+        if time - times[0] > self.keep_seconds * TRIM_RATIO:
+            stale = bisect_right(times, time - self.keep_seconds)
+            # Two samples stay whatever their age: the pace of a slow series is known by them.
+            stale = max(0, min(stale, len(times) - 2))
+            if stale:
+                del times[:stale]
+                del self.values[:stale]
+                self.is_trimmed = True
 
-    def window(self, start: float, end: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return copies of times and values in (start, end]."""
-        times = np.frombuffer(self.times, dtype=np.float64)
-        low = int(np.searchsorted(times, start, side="right"))
-        high = int(np.searchsorted(times, end, side="right"))
-        found = times[low:high].copy()
-        values = np.frombuffer(self.values, dtype=np.float64)[low:high].copy()
-        del times
-        return found, values
+    def window(self, start: float, end: float) -> tuple[Floats, Floats]:
+        """Return copies of times and values in (start, end], as rules look at them."""
+        return self._slice(start, end, "right")
+
+    def between(self, start: float, end: float) -> tuple[Floats, Floats]:
+        """Return copies of times and values in [start, end), as histories are asked for."""
+        return self._slice(start, end, "left")
+
+    def _slice(self, start: float, end: float, side: str) -> tuple[Floats, Floats]:
+        # Copies: an array cannot grow while a view of it exists.
+        times: NDArray[np.float64] = np.array(self.times)
+        low, high = np.searchsorted(times, (start, end), side="left" if side == "left" else "right")
+        return times[low:high], np.array(self.values[int(low) : int(high)])
 
     def stale_after(self) -> float:
         """How long after its last sample the series counts as gone, in seconds.
@@ -48,11 +72,3 @@ class Series:
         if len(self.times) < 2:
             return 30.0
         return min(300.0, max(5.0, 3.0 * (self.times[-1] - self.times[-2])))
-
-
-def increase(values: NDArray[np.float64]) -> float:
-    """Return the growth of a counter over its samples; a drop is a reset that began at zero."""
-    if len(values) < 2:
-        return 0.0
-    steps = np.diff(values)
-    return float(np.where(steps >= 0, steps, values[1:]).sum())

@@ -1,13 +1,16 @@
 """Recommenders that come with the product."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tensorfusion import hookimpl
-from tensorfusion.spi.recommender import Recommender
+
+if TYPE_CHECKING:
+    from tensorfusion.spi.recommender import Recommender
 
 
 @hookimpl
-def tensorfusion_recommenders() -> Sequence[Recommender]:
+def tensorfusion_recommenders() -> "Sequence[Recommender]":
     """Offer the percentile recommender."""
     from tensorfusion_plugins.recommenders.percentile import PercentileRecommender
 

@@ -32,6 +32,8 @@ FLOOR_VRAM = 256 << 20
 PEAK_SECONDS = 3600.0
 """Memory counts once per worker and hour, as that hour's peak."""
 MAXIMUM = 1e14
+SAMPLE_WEIGHT = 0.1
+"""Weight of a minute of compute use: the smallest the VPA gives a sample."""
 
 
 class PercentileRecommender:
@@ -53,12 +55,13 @@ class PercentileRecommender:
     def _propose_one(self, view: WorkloadView, series: UsageSeries, now: float) -> Proposal:
         config = view.config
         half_life = max(config.history_seconds / 2, 1.0)
+        minutes = minutes_of(series)
         compute = Histogram(
-            COMPUTE_BUCKETS, series.gflops, series.time, np.full(len(series.time), 0.1), half_life
+            COMPUTE_BUCKETS, series.gflops, series.time, SAMPLE_WEIGHT * minutes, half_life
         )
         times, peaks = peaks_of(series)
         vram = Histogram(VRAM_BUCKETS, peaks, times, np.ones(len(times)), half_life)
-        confidence = confidence_of(series, config)
+        confidence = confidence_of(series, minutes, config)
         bounds = {
             which: self._bound(which, config, compute, vram, confidence)
             for which in ("lower", "target", "upper")
@@ -68,11 +71,11 @@ class PercentileRecommender:
             _scaled(view.limit.gflops, request.gflops, view.request.gflops),
             _scaled(view.limit.vram_bytes, request.vram_bytes, view.request.vram_bytes),
         )
-        age = now - view.created
-        if age < config.initial_delay_seconds:
+        if now - view.created < config.initial_delay_seconds:
             reason = "LowConfidence"
+            # No age in the text: it would make every pass a new status to write.
             why = (
-                f"workload is {age:.0f} s old, younger than initialDelayPeriod"
+                "the workload is younger than its initialDelayPeriod of"
                 f" {config.initial_delay_seconds:.0f} s"
             )
         else:
@@ -126,6 +129,8 @@ class PercentileRecommender:
             target = getattr(bounds["target"], field)
             target = max(target, floor, round(original * low_ratio))
             target = min(target, max(round(original * high_ratio), floor))
+            if (target > present) != (present < lower):
+                continue  # floor, ratio or margin would move it away from the bound it broke
             if abs(target - present) <= present * config.update_threshold_ratio:
                 continue
             values[field] = target
@@ -148,19 +153,38 @@ def peaks_of(series: UsageSeries) -> tuple[NDArray[np.float64], NDArray[np.float
     return series.time[chosen], series.vram_bytes[chosen]
 
 
-def confidence_of(series: UsageSeries, config: RecommenderConfig) -> float:
+def minutes_of(series: UsageSeries) -> NDArray[np.float64]:
+    """Return how many minutes each sample stands for: those since its worker's last, at most one.
+
+    A history has one sample a minute in the past and many of the last minutes; without this the
+    last minutes would outweigh the hours before them.
+    """
+    order = np.lexsort((series.time, series.worker))
+    gaps = np.diff(series.time[order], prepend=-np.inf)
+    gaps[np.diff(series.worker[order], prepend=-1) != 0] = np.inf
+    # A worker's first sample stands for as long as its second does.
+    firsts = np.flatnonzero(np.isinf(gaps))
+    followed = firsts[(firsts + 1 < len(gaps)) & ~np.isinf(np.append(gaps, np.inf)[firsts + 1])]
+    gaps[followed] = gaps[followed + 1]
+    result = np.empty(len(gaps))
+    result[order] = np.minimum(gaps, 60.0) / 60.0
+    return result
+
+
+def confidence_of(
+    series: UsageSeries, minutes: NDArray[np.float64], config: RecommenderConfig
+) -> float:
     """Return how much history there is, over the interval of full confidence.
 
-    The smaller of covered time and sample count at one a minute decides, as in the VPA.
+    The smaller of covered time and minutes with samples decides, as in the VPA.
     """
-    interval = config.confidence_interval_seconds
+    interval = max(config.confidence_interval_seconds, 1e-9)
     covered = float(series.time.max() - series.time.min()) / interval
-    counted = len(series.time) / max(interval / 60.0, 1e-9)
-    return min(covered, counted)
+    return min(covered, float(minutes.sum()) * 60.0 / interval)
 
 
 def _scaled(limit: int, request: int, present: int) -> int:
-    """Keep the ratio of limit to request; never below the request."""
-    if not request or not present:
+    """Keep the ratio of limit to request, never below the request; no limit stays no limit."""
+    if not request or not present or not limit:
         return 0
     return max(request, limit * request // present)

@@ -3,9 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 from tensorfusion.errors import BackendError
-from tensorfusion.spi.backend import Capabilities, Enforcement, NodeBackend, NodeContext
-from tensorfusion_simulated.description import SimulatedSettings, expand
-from tensorfusion_simulated.session import SimulatedSession
+from tensorfusion.spi.backend import Capabilities, NodeBackend, NodeContext
+from tensorfusion_simulated.description import (
+    CardGroup,
+    SimulatedSettings,
+    expand,
+    read_settings,
+)
+from tensorfusion_simulated.session import ENFORCEMENT, SimulatedSession
 
 
 class SimulatedBackend:
@@ -16,10 +21,12 @@ class SimulatedBackend:
 
     def __init__(self) -> None:
         self._settings = SimulatedSettings()
+        self._block: dict[str, object] = {}
+        self._machines: dict[str, list[CardGroup]] | None = None
 
     def configure(self, settings: SimulatedSettings) -> None:
         """Take the description of what to simulate."""
-        expand(settings)
+        self._machines = expand(settings)
         self._settings = settings
 
     def available(self) -> tuple[bool, str]:
@@ -29,24 +36,32 @@ class SimulatedBackend:
     def capabilities(self) -> Capabilities:
         """Tell what the model does; its limits bind because the model respects them."""
         return Capabilities(
-            isolation={"shared": Enforcement.NONE, "soft": Enforcement.SIMULATED},
+            isolation=ENFORCEMENT,
             metrics=True,
             process_usage=True,
             live_limits=True,
         )
 
     def nodes(self, settings: Mapping[str, object]) -> Sequence[str]:
-        """Name the described machines; ``settings`` may override the plugin's block."""
-        return list(expand(self._described(settings)))
+        """Name the described machines; ``settings`` may override the plugin's block.
+
+        Raises:
+            ConfigError: The description is wrong; names the field.
+        """
+        self._machines = None
+        return list(self._described(settings))
 
     def open(self, context: NodeContext) -> NodeBackend:
         """Start a session for one described machine."""
-        groups = expand(self._described(context.settings)).get(context.node)
+        groups = self._described(context.settings).get(context.node)
         if groups is None:
             raise BackendError("simulated", f"node {context.node!r} is not described")
         return SimulatedSession(context, groups)
 
-    def _described(self, settings: Mapping[str, object]) -> SimulatedSettings:
-        import msgspec
-
-        return msgspec.convert(dict(settings), SimulatedSettings) if settings else self._settings
+    def _described(self, settings: Mapping[str, object]) -> dict[str, list[CardGroup]]:
+        """Expand the description once, not again for each of thousands of nodes."""
+        block = dict(settings)
+        if self._machines is None or block != self._block:
+            self._machines = expand(read_settings(block) if block else self._settings)
+            self._block = block
+        return self._machines

@@ -1,5 +1,6 @@
 """What is simulated: nodes and their cards, as YAML describes them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,8 @@ from tensorfusion.errors import ConfigError
 from tensorfusion.model.hardware import find_card
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=64)]
+NodeName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]{0,240}[a-z0-9])?$")]
+"""RFC 1123, with room for the number that ``count`` appends."""
 
 
 class CardGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -17,13 +20,13 @@ class CardGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     model: str
     count: Count = 1
-    numa: int | None = None
+    numa: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 class NodeDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A machine, or ``count`` equal ones named ``name-0``, ``name-1`` and so on."""
 
-    name: str
+    name: NodeName
     gpus: list[CardGroup]
     count: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1
 
@@ -34,12 +37,10 @@ class SimulatedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     Attributes:
         description: A YAML file with ``nodes``; instead of ``nodes`` here.
         nodes: The machines. Without either, two nodes of four A100.
-        seed: Makes load profiles repeatable.
     """
 
     description: str = ""
     nodes: list[NodeDescription] = []
-    seed: int = 0
 
 
 DEFAULT_NODES = [
@@ -51,6 +52,18 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nodes: list[NodeDescription]
 
 
+def read_settings(block: Mapping[str, object]) -> SimulatedSettings:
+    """Read a block of settings.
+
+    Raises:
+        ConfigError: A field is unknown or has a wrong value; names it.
+    """
+    try:
+        return msgspec.convert(dict(block), SimulatedSettings)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"simulated: {error}") from error
+
+
 def expand(settings: SimulatedSettings) -> dict[str, list[CardGroup]]:
     """Return node name to its cards.
 
@@ -59,11 +72,13 @@ def expand(settings: SimulatedSettings) -> dict[str, list[CardGroup]]:
     """
     nodes = settings.nodes
     if settings.description:
+        if nodes:
+            raise ConfigError("simulated: give description or nodes, not both")
         nodes = _read(Path(settings.description))
     result: dict[str, list[CardGroup]] = {}
     for node in nodes or DEFAULT_NODES:
         for group in node.gpus:
-            find_card(group.model)
+            _check_model(node.name, group.model)
         names = [node.name] if node.count == 1 else [f"{node.name}-{i}" for i in range(node.count)]
         for name in names:
             if name in result:
@@ -72,10 +87,17 @@ def expand(settings: SimulatedSettings) -> dict[str, list[CardGroup]]:
     return result
 
 
+def _check_model(node: str, model: str) -> None:
+    try:
+        find_card(model)
+    except ConfigError as error:
+        raise ConfigError(f"simulated node {node!r}: {error}") from error
+
+
 def _read(path: Path) -> list[NodeDescription]:
     try:
-        return msgspec.convert(yaml.safe_load(path.read_text()), _File).nodes
+        return msgspec.convert(yaml.safe_load(path.read_text(encoding="utf-8")), _File).nodes
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, msgspec.ValidationError) as error:
+    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error

@@ -8,7 +8,7 @@ The annotation ``tensor-fusion.ai/simulated-load`` on a pod says which, in one l
     ramp,from=0%,to=100%,over=2m,vram=1Gi..6Gi
     csv,file=/data/load.csv
 
-A percentage is of one card; ``tflops`` is absolute. A CSV has the columns ``seconds``,
+A percentage is of one card; a plain number is TFLOPS. A CSV has the columns ``seconds``,
 ``utilization`` (0 to 1 of one card) and ``vram`` (a quantity), and repeats. Time counts from the
 worker's start, so a profile does not depend on when the process was restarted.
 """
@@ -17,14 +17,24 @@ import csv
 import math
 import zlib
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tensorfusion.errors import BackendError
 from tensorfusion.units import parse_bytes, parse_duration, parse_gflops
 
-ALLOWED = "constant, sine, bursty, ramp or csv"
+KEYS: Mapping[str, tuple[str, ...]] = {
+    "constant": ("tflops", "compute", "vram"),
+    "sine": ("min", "max", "period", "vram"),
+    "bursty": ("idle", "burst", "on", "off", "vram"),
+    "ramp": ("from", "to", "over", "vram"),
+    "csv": ("file",),
+}
+"""Kind of profile to the keys that it takes."""
+
+DEFAULT_PERIOD_SECONDS = 120.0
+COLUMNS = ("seconds", "utilization", "vram")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,45 +57,40 @@ class Level:
         return self.gflops + self.ratio * card_gflops
 
 
+@dataclass(frozen=True, slots=True)
 class Profile:
-    """Wanted compute and memory over time."""
+    """Wanted compute and memory over time.
 
-    def __init__(self, kind: str, values: Mapping[str, str], seed: int) -> None:
-        self.kind = kind
-        self._phase = (seed % 1000) / 1000.0
-        self._low = _level(values.get("min") or values.get("from") or values.get("idle") or "0%")
-        self._high = _high_level(values)
-        self._period = parse_duration(values.get("period") or values.get("over") or "60s")
-        self._on = parse_duration(values.get("on", "10s"))
-        self._off = parse_duration(values.get("off", "20s"))
-        low, _, high = values.get("vram", "1Gi").partition("..")
-        self._vram = (parse_bytes(low), parse_bytes(high or low))
-        self._rows = _read_csv(Path(values.get("file", ""))) if kind == "csv" else []
+    Attributes:
+        kind: One of `KEYS`.
+        low: Compute at the bottom of the curve.
+        high: Compute at its top.
+        vram_bytes: Memory at the bottom and at the top.
+        curve: Seconds since the worker's start to where between bottom and top, 0 to 1.
+        rows: Of a CSV: seconds, fraction of a card, bytes; sorted.
+    """
+
+    kind: str
+    low: Level
+    high: Level
+    vram_bytes: tuple[int, int]
+    curve: Callable[[float], float]
+    rows: tuple[tuple[float, float, int], ...] = ()
 
     def at(self, seconds: float, card_gflops: int) -> Wanted:
         """Return what is wanted ``seconds`` after the worker's start."""
-        if self.kind == "csv":
+        if self.rows:
             return self._replayed(seconds, card_gflops)
-        share = self._share(seconds)
-        low, high = self._low.on(card_gflops), self._high.on(card_gflops)
-        vram = self._vram[0] + round((self._vram[1] - self._vram[0]) * share)
-        return Wanted(low + (high - low) * share, vram)
-
-    def _share(self, seconds: float) -> float:
-        """Where between low and high the load is, 0 to 1."""
-        if self.kind == "constant":
-            return 1.0
-        if self.kind == "ramp":
-            return min(1.0, max(0.0, seconds / self._period))
-        if self.kind == "bursty":
-            return 1.0 if seconds % (self._on + self._off) < self._on else 0.0
-        turn = seconds / self._period + self._phase
-        return 0.5 - 0.5 * math.cos(2 * math.pi * turn)
+        share = self.curve(max(0.0, seconds))
+        low, high = self.low.on(card_gflops), self.high.on(card_gflops)
+        bottom, top = self.vram_bytes
+        return Wanted(low + (high - low) * share, bottom + round((top - bottom) * share))
 
     def _replayed(self, seconds: float, card_gflops: int) -> Wanted:
-        length = self._rows[-1][0] or 1.0
-        row = self._rows[max(0, bisect_right(self._rows, (seconds % length, 2.0, 0)) - 1)]
-        return Wanted(row[1] * card_gflops, row[2])
+        length = self.rows[-1][0] or 1.0
+        after = bisect_right(self.rows, (max(0.0, seconds) % length, math.inf, 0))
+        _, ratio, vram = self.rows[max(0, after - 1)]
+        return Wanted(ratio * card_gflops, vram)
 
 
 def parse_profile(text: str, seed_text: str, default_gflops: int, default_vram: int) -> Profile:
@@ -100,53 +105,141 @@ def parse_profile(text: str, seed_text: str, default_gflops: int, default_vram: 
     Raises:
         BackendError: The value cannot be read; says what is allowed.
     """
-    seed = zlib.crc32(seed_text.encode())
+    phase = zlib.crc32(seed_text.encode()) % 1000 / 1000
     if not text.strip():
-        values = {
-            "min": f"{default_gflops * 0.3 / 1000}",
-            "max": f"{default_gflops * 0.9 / 1000}",
-            "vram": f"{default_vram * 6 // 10}",
-            "period": "120s",
-        }
-        return Profile("sine", values, seed)
+        return default_profile(phase, default_gflops, default_vram)
     kind, *parts = [part.strip() for part in text.split(",")]
     try:
-        if kind not in ("constant", "sine", "bursty", "ramp", "csv"):
-            raise ValueError(f"unknown profile {kind!r}; allowed: {ALLOWED}")
-        pairs = [part.partition("=") for part in parts]
-        unknown = [k for k, _, _ in pairs if k not in KEYS]
-        if unknown:
-            raise ValueError(f"unknown key {unknown[0]!r}; allowed: {', '.join(KEYS)}")
-        return Profile(kind, {key: value for key, _, value in pairs}, seed)
-    except (ValueError, OSError, KeyError) as error:
+        if kind not in KEYS:
+            raise ValueError(f"unknown profile {kind!r}; allowed: {', '.join(KEYS)}")
+        return _build(kind, _read_keys(kind, parts), phase)
+    except (ValueError, OSError) as error:
         raise BackendError("simulated", f"simulated-load {text!r}: {error}") from error
 
 
-KEYS = (
-    "tflops", "compute", "min", "max", "period", "idle", "burst", "on", "off", "from", "to",
-    "over", "vram", "file",
-)  # fmt: skip
+def default_profile(phase: float, gflops: int, vram_bytes: int) -> Profile:
+    """The load of a worker that describes none: 30 % to 90 % of its request, slowly."""
+    vram = vram_bytes * 6 // 10
+    return Profile(
+        "sine",
+        Level(gflops=gflops * 0.3),
+        Level(gflops=gflops * 0.9),
+        (vram, vram),
+        _sine(DEFAULT_PERIOD_SECONDS, phase),
+    )
 
 
-def _high_level(values: Mapping[str, str]) -> Level:
-    for key in ("max", "to", "burst", "compute", "tflops"):
+def _read_keys(kind: str, parts: list[str]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for part in parts:
+        key, sign, value = part.partition("=")
+        if not sign or not value:
+            raise ValueError(f"{part!r} is not of the form key=value")
+        if key not in KEYS[kind]:
+            allowed = ", ".join(KEYS[kind])
+            raise ValueError(f"unknown key {key!r} of {kind}; allowed: {allowed}")
         if key in values:
-            return _level(values[key])
-    return Level(ratio=0.5)
+            raise ValueError(f"{key} is given twice")
+        values[key] = value
+    return values
 
 
-def _level(text: str) -> Level:
-    if text.endswith("%"):
-        return Level(ratio=float(text[:-1]) / 100)
-    return Level(gflops=float(parse_gflops(text)))
+def _build(kind: str, values: Mapping[str, str], phase: float) -> Profile:
+    if kind == "csv":
+        if "file" not in values:
+            raise ValueError("csv needs file=PATH")
+        rows = _read_csv(Path(values["file"]))
+        return Profile(kind, Level(), Level(), (0, 0), _always, rows)
+    low_key, high_key = {
+        "constant": ("", "compute"),
+        "sine": ("min", "max"),
+        "bursty": ("idle", "burst"),
+        "ramp": ("from", "to"),
+    }[kind]
+    if "tflops" in values and "compute" in values:
+        raise ValueError("compute and tflops mean the same; give one")
+    high = values.get("tflops") or values.get(high_key, "50%")
+    return Profile(
+        kind,
+        _level(low_key, values.get(low_key, "0%")),
+        _level(high_key, high),
+        _vram(values.get("vram", "1Gi")),
+        _curve(kind, values, phase),
+    )
 
 
-def _read_csv(path: Path) -> list[tuple[float, float, int]]:
-    with path.open(newline="") as file:
-        rows = [
-            (float(r["seconds"]), float(r["utilization"]), parse_bytes(r["vram"]))
-            for r in csv.DictReader(file)
-        ]
+def _curve(kind: str, values: Mapping[str, str], phase: float) -> Callable[[float], float]:
+    if kind == "sine":
+        return _sine(_seconds("period", values.get("period", "60s")), phase)
+    if kind == "ramp":
+        over = _seconds("over", values.get("over", "60s"))
+        return lambda seconds: min(1.0, seconds / over)
+    if kind == "bursty":
+        on = _seconds("on", values.get("on", "10s"))
+        cycle = on + _seconds("off", values.get("off", "20s"))
+        return lambda seconds: 1.0 if seconds % cycle < on else 0.0
+    return _always
+
+
+def _always(_seconds_since_start: float) -> float:
+    return 1.0
+
+
+def _sine(period: float, phase: float) -> Callable[[float], float]:
+    return lambda seconds: 0.5 - 0.5 * math.cos(2 * math.pi * (seconds / period + phase))
+
+
+def _seconds(key: str, text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds <= 0:
+        raise ValueError(f"{key} must be longer than 0s, got {text!r}")
+    return seconds
+
+
+def _level(key: str, text: str) -> Level:
+    if not text.endswith("%"):
+        gflops = parse_gflops(text)
+        if gflops < 0:
+            raise ValueError(f"{key or 'tflops'} must not be negative, got {text!r}")
+        return Level(gflops=float(gflops))
+    try:
+        percent = float(text[:-1])
+    except ValueError:
+        percent = math.nan
+    # Comparing this way round refuses "nan%" as well.
+    if not 0 <= percent <= 1000:
+        raise ValueError(f"{key} must be TFLOPS or 0% to 1000% of a card, got {text!r}")
+    return Level(ratio=percent / 100)
+
+
+def _vram(text: str) -> tuple[int, int]:
+    low, _, high = text.partition("..")
+    bottom, top = parse_bytes(low), parse_bytes(high or low)
+    if bottom < 0 or top < 0:
+        raise ValueError(f"vram must not be negative, got {text!r}")
+    return bottom, top
+
+
+def _read_csv(path: Path) -> tuple[tuple[float, float, int], ...]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(
+                f"{path} lacks the column {missing[0]!r}; expected {', '.join(COLUMNS)}"
+            )
+        rows = [_row(path, reader.line_num, row) for row in reader]
     if not rows:
         raise ValueError(f"{path} has no rows")
-    return sorted(rows)
+    return tuple(sorted(rows))
+
+
+def _row(path: Path, line: int, row: Mapping[str, str | None]) -> tuple[float, float, int]:
+    try:
+        seconds, ratio = float(row["seconds"] or ""), float(row["utilization"] or "")
+        vram = parse_bytes(row["vram"] or "")
+    except ValueError as error:
+        raise ValueError(f"{path} line {line}: {error}") from error
+    if not (0 <= seconds < math.inf and 0 <= ratio < math.inf and vram >= 0):
+        raise ValueError(f"{path} line {line}: no value may be negative or infinite")
+    return seconds, ratio, vram

@@ -1,9 +1,10 @@
 """A session with the simulated cards of one node."""
 
 import dataclasses
+import logging
 import threading
 import uuid as uuids
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -25,9 +26,10 @@ from tensorfusion.spi.backend import (
 )
 from tensorfusion_simulated.card import SimulatedCard, Tenant
 from tensorfusion_simulated.description import CardGroup
-from tensorfusion_simulated.load import parse_profile
+from tensorfusion_simulated.load import Profile, default_profile, parse_profile
 from tensorfusion_simulated.state import (
     CardState,
+    CounterState,
     Fault,
     SessionState,
     WorkerState,
@@ -38,9 +40,14 @@ from tensorfusion_simulated.state import (
     write_atomic,
 )
 
+log = logging.getLogger(__name__)
 NAMESPACE = uuids.UUID("5f0c9f0e-6f55-4a5c-8d3e-2f6f3d0a7b11")
 CHECKPOINT_SECONDS = 10.0
-ISOLATION = ("shared", "soft")
+ENFORCEMENT: Mapping[str, Enforcement] = {
+    "shared": Enforcement.NONE,
+    "soft": Enforcement.SIMULATED,
+}
+"""Isolation mode to what binds: a shared worker has its cards to itself and no limits on them."""
 
 
 def card_uuid(node: str, index: int, model: str) -> str:
@@ -66,6 +73,8 @@ class SimulatedSession:
         self._checkpointed = context.clock.monotonic()
         self._build()
         self._restore(load_state(self._state_file))
+        if not self._state_file.exists():
+            self._save()
 
     def discover(self) -> Sequence[DeviceInfo]:
         """List the cards that are there."""
@@ -76,7 +85,8 @@ class SimulatedSession:
     def topology(self) -> Sequence[Link]:
         """Connect cards of one model that have links, pairwise."""
         with self._lock:
-            infos = list(self._infos)
+            self._read_faults()
+            infos = [info for info in self._infos if not self._is_gone(info.uuid)]
         links = []
         for i, a in enumerate(infos):
             for b in infos[i + 1 :]:
@@ -108,11 +118,11 @@ class SimulatedSession:
 
     def prepare(self, spec: WorkerSpec) -> PreparedWorker:
         """Put a worker on its cards."""
-        if spec.isolation not in ISOLATION:
+        if spec.isolation not in ENFORCEMENT:
             raise BackendError(
                 "simulated",
                 f"worker {spec.namespace}/{spec.name}: isolation {spec.isolation!r} is not"
-                f" offered; allowed: {', '.join(ISOLATION)}",
+                f" offered; allowed: {', '.join(ENFORCEMENT)}",
             )
         with self._lock:
             self._read_faults()
@@ -127,7 +137,7 @@ class SimulatedSession:
                 self._save()
         return PreparedWorker(
             env={"TENSORFUSION_SIMULATED_DEVICES": ",".join(spec.devices)},
-            enforcement=Enforcement.SIMULATED,
+            enforcement=ENFORCEMENT[spec.isolation],
         )
 
     def set_limits(self, worker: str, share: Share) -> None:
@@ -137,11 +147,11 @@ class SimulatedSession:
             if spec is None:
                 raise BackendError("simulated", f"worker {worker!r} was not prepared")
             self._advance(spec.devices)
-            self._specs[worker] = dataclasses.replace(spec, share=share)
+            self._specs[worker] = changed = dataclasses.replace(spec, share=share)
             for uuid in spec.devices:
-                tenant = self._cards[uuid].tenants.get(worker)
-                if tenant is not None:
-                    tenant.share = share
+                card = self._cards.get(uuid)
+                if card is not None and worker in card.tenants:
+                    card.tenants[worker].share = _binding_share(changed, card.card)
             self._save()
 
     def release(self, worker: str) -> None:
@@ -203,28 +213,34 @@ class SimulatedSession:
         for worker, entry in state.workers.items():
             spec = spec_from_json(entry.spec)
             self._started[worker] = entry.started
-            self._attach(spec)
-            for uuid, counters in entry.cards.items():
-                tenant = self._cards[uuid].tenants[worker] if uuid in self._cards else None
-                if tenant is not None:
-                    tenant.vram_bytes = int(counters["vram_bytes"])
-                    tenant.oom_total = int(counters["oom_total"])
-                    tenant.throttled_seconds = counters["throttled_seconds"]
+            try:
+                profile = _profile(spec)
+            except BackendError as error:
+                # Its CSV went away while nobody looked; the worker itself is still there.
+                log.warning("load profile lost", extra={"worker": worker, "error": str(error)})
+                share = spec.share
+                profile = default_profile(0.0, share.request_gflops, share.request_vram_bytes)
+            self._attach(spec, profile, entry.cards)
 
-    def _attach(self, spec: WorkerSpec) -> None:
-        profile = parse_profile(
-            spec.annotations.get(names.SIMULATED_LOAD, ""),
-            spec.worker,
-            spec.share.request_gflops,
-            spec.share.request_vram_bytes,
-        )
+    def _attach(
+        self, spec: WorkerSpec, profile: Profile, counters: Mapping[str, CounterState]
+    ) -> None:
         self._specs[spec.worker] = spec
         for uuid in spec.devices:
             card = self._cards.get(uuid)
-            if card is not None:
-                card.tenants[spec.worker] = Tenant(
-                    spec.worker, spec.share, profile, self._started[spec.worker]
-                )
+            if card is None:
+                continue
+            before = counters.get(uuid, CounterState())
+            card.tenants[spec.worker] = Tenant(
+                worker=spec.worker,
+                share=_binding_share(spec, card.card),
+                profile=profile,
+                started=self._started[spec.worker],
+                vram_bytes=before.vram_bytes,
+                throttled_seconds=before.throttled_seconds,
+                oom_total=before.oom_total,
+                refused=before.refused,
+            )
 
     def _detach(self, worker: str) -> None:
         spec = self._specs.pop(worker)
@@ -255,7 +271,7 @@ class SimulatedSession:
             card.speed_ratio = fault.speed_ratio
             card.advance(now)
         if self._context.clock.monotonic() - self._checkpointed > CHECKPOINT_SECONDS:
-            self._save()
+            self._checkpoint()
 
     def _read_faults(self) -> None:
         try:
@@ -263,9 +279,12 @@ class SimulatedSession:
         except FileNotFoundError:
             stamp = 0
         if stamp != self._faults_stamp:
-            self._faults_stamp = stamp
             self._faults = load_faults(self._faults_file)
+            self._faults_stamp = stamp
+            known = len(self._cards)
             self._build()
+            if len(self._cards) != known:
+                self._checkpoint()
 
     def _fault(self, uuid: str) -> Fault:
         return self._faults.cards.get(uuid) or Fault()
@@ -277,27 +296,66 @@ class SimulatedSession:
         failed = self._fault(info.uuid).failed
         return dataclasses.replace(info, healthy=False, message=failed) if failed else info
 
+    def _checkpoint(self) -> None:
+        """Save counters now and then; a full disk must not take the readings away."""
+        try:
+            self._save()
+        except BackendError as error:
+            log.warning("state not saved", extra={"error": str(error)})
+
     def _save(self) -> None:
         self._checkpointed = self._context.clock.monotonic()
         state = SessionState(
-            workers={w: self._worker_state(spec) for w, spec in self._specs.items()},
+            workers={
+                worker: WorkerState(
+                    spec=spec_to_json(spec),
+                    started=self._started[worker],
+                    cards=self._counters(worker),
+                )
+                for worker, spec in self._specs.items()
+            },
             cards={
                 u: CardState(joules=c.joules, celsius=c.celsius) for u, c in self._cards.items()
             },
         )
-        write_atomic(self._state_file, msgspec.json.encode(state))
+        try:
+            write_atomic(self._state_file, msgspec.json.encode(state))
+        except OSError as error:
+            raise BackendError(
+                "simulated", f"{self._state_file} cannot be written: {error.strerror}"
+            ) from error
 
-    def _worker_state(self, spec: WorkerSpec) -> WorkerState:
-        cards = {}
-        for uuid in spec.devices:
-            tenant = self._cards[uuid].tenants.get(spec.worker) if uuid in self._cards else None
+    def _counters(self, worker: str) -> dict[str, CounterState]:
+        """What a worker has counted and holds, by card."""
+        found = {}
+        for uuid, card in self._cards.items():
+            tenant = card.tenants.get(worker)
             if tenant is not None:
-                cards[uuid] = {
-                    "vram_bytes": float(tenant.vram_bytes),
-                    "oom_total": float(tenant.oom_total),
-                    "throttled_seconds": tenant.throttled_seconds,
-                }
-        return WorkerState(spec=spec_to_json(spec), started=self._started[spec.worker], cards=cards)
+                found[uuid] = CounterState(
+                    vram_bytes=tenant.vram_bytes,
+                    oom_total=tenant.oom_total,
+                    throttled_seconds=tenant.throttled_seconds,
+                    refused=tenant.refused,
+                )
+        return found
+
+
+def _profile(spec: WorkerSpec) -> Profile:
+    return parse_profile(
+        spec.annotations.get(names.SIMULATED_LOAD, ""),
+        spec.worker,
+        spec.share.request_gflops,
+        spec.share.request_vram_bytes,
+    )
+
+
+def _binding_share(spec: WorkerSpec, card: Card) -> Share:
+    """The share that the model holds a worker to."""
+    if ENFORCEMENT[spec.isolation] is not Enforcement.NONE:
+        return spec.share
+    return dataclasses.replace(
+        spec.share, limit_gflops=card.compute_gflops, limit_vram_bytes=card.vram_bytes
+    )
 
 
 def _info(card: Card, uuid: str, index: int, numa: int) -> DeviceInfo:

@@ -2,11 +2,23 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+from tensorfusion.errors import BackendError
 from tensorfusion.spi.backend import Share, WorkerSpec
+
+Kind = TypeVar("Kind", bound=msgspec.Struct)
+
+
+class CounterState(msgspec.Struct, kw_only=True):
+    """What a worker holds of one card and has counted on it."""
+
+    vram_bytes: int = 0
+    oom_total: int = 0
+    throttled_seconds: float = 0.0
+    refused: bool = False
 
 
 class WorkerState(msgspec.Struct, kw_only=True):
@@ -14,7 +26,7 @@ class WorkerState(msgspec.Struct, kw_only=True):
 
     spec: dict[str, Any]
     started: float
-    cards: dict[str, dict[str, float]] = {}
+    cards: dict[str, CounterState] = {}
 
 
 class CardState(msgspec.Struct, kw_only=True):
@@ -55,19 +67,30 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def load_state(path: Path) -> SessionState:
-    """Read a session's state; a missing file is an empty state."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=SessionState)
-    except FileNotFoundError:
-        return SessionState()
+    """Read a session's state; a missing file is an empty state.
+
+    Raises:
+        BackendError: The file is damaged.
+    """
+    return _load(path, SessionState)
 
 
 def load_faults(path: Path) -> Faults:
-    """Read the faults; a missing file has none."""
+    """Read the faults; a missing file has none.
+
+    Raises:
+        BackendError: The file is damaged.
+    """
+    return _load(path, Faults)
+
+
+def _load(path: Path, kind: type[Kind]) -> Kind:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Faults)
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
-        return Faults()
+        return kind()
+    except (OSError, msgspec.MsgspecError) as error:
+        raise BackendError("simulated", f"{path} cannot be read: {error}") from error
 
 
 def spec_to_json(spec: WorkerSpec) -> dict[str, Any]:

@@ -1,0 +1,139 @@
+"""Isolation: modes that are not claimed are refused, levels that are claimed are shown under load."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import pytest
+
+from tensorfusion.spi.backend import DeviceInfo, Enforcement, NodeBackend, Share, WorkerUsage
+from tensorfusion.testing.conformance.base import (
+    ISOLATION_MODES,
+    LOAD_SECONDS,
+    Conformance,
+    Rig,
+    worker_spec,
+)
+from tensorfusion.testing.conformance.calls import refused, works
+from tensorfusion.testing.conformance.capabilities import partition_template
+
+EXACT = 1.05
+CONTROLLED = 1.10
+"""What a claimed limit may be overrun by on average: 5 % on a model and by a driver, 10 % where
+a control loop inside the application holds it."""
+
+LOAD_ATTEMPTS = 3
+
+
+class IsolationConformance(Conformance):
+    """What is asked of isolation modes and of the enforcement that they claim."""
+
+    def test_unknown_isolation_is_refused(
+        self, rig: Rig, session: NodeBackend, devices: Sequence[DeviceInfo]
+    ) -> None:
+        """A mode that nobody knows enforces nothing."""
+        spec = worker_spec(rig.capabilities, devices[0], isolation="no-such-mode")
+        with refused("prepare must refuse the unknown isolation mode 'no-such-mode'"):
+            session.prepare(spec)
+        assert not session.workers(), "a refused worker must leave nothing behind"
+
+    @pytest.mark.parametrize("mode", ISOLATION_MODES)
+    def test_isolation_mode_is_as_claimed(
+        self,
+        rig: Rig,
+        session: NodeBackend,
+        devices: Sequence[DeviceInfo],
+        request: pytest.FixtureRequest,
+        mode: str,
+    ) -> None:
+        """Refused where it is not claimed; with the claimed level, shown under load, where it is."""
+        level = rig.capabilities.isolation.get(mode)
+        spec = worker_spec(rig.capabilities, devices[0], isolation=mode)
+        if level is None:
+            with refused(f"prepare must refuse isolation {mode}, which is not claimed"):
+                session.prepare(spec)
+            assert not session.workers(), "a refused worker must leave nothing behind"
+            return
+        partition = ""
+        if mode == "partitioned":
+            template = partition_template(devices[0], request)
+            with works("isolation partitioned is claimed, so create_partition() must work"):
+                partition = session.create_partition(devices[0].uuid, template).uuid
+            spec = dataclasses.replace(spec, devices=(partition,), partition_template=template)
+        with works(f"isolation {mode} is claimed, so prepare() must accept it"):
+            prepared = session.prepare(spec)
+        assert prepared.enforcement == level, (
+            f"isolation {mode} is claimed with enforcement {level}, so prepare() must say the"
+            f" same, it says {prepared.enforcement}"
+        )
+        if level is not Enforcement.NONE:
+            with rig.load(prepared):
+                rows = self.loaded_usage(rig, session, f"enforcement {level} of isolation {mode}")
+            slack = CONTROLLED if level is Enforcement.COOPERATIVE else EXACT
+            check_within(rows, spec.share, slack, f"enforcement {level} of isolation {mode}")
+        session.release(spec.worker)
+        if partition:
+            session.remove_partition(partition)
+
+    def test_changed_limits_bind(
+        self, rig: Rig, session: NodeBackend, devices: Sequence[DeviceInfo]
+    ) -> None:
+        """A new limit takes effect within a second; without the capability it is refused."""
+        spec = worker_spec(rig.capabilities, devices[0])
+        share = spec.share
+        less = Share(
+            share.request_gflops // 2,
+            share.request_vram_bytes,
+            share.limit_gflops // 2,
+            share.limit_vram_bytes,
+        )
+        prepared = session.prepare(spec)
+        if not rig.capabilities.live_limits:
+            with refused("set_limits must be refused, capability live_limits is not claimed"):
+                session.set_limits(spec.worker, less)
+            return
+        with rig.load(prepared):
+            rig.pass_time(1)
+            with works("capability live_limits is claimed, so set_limits() must work"):
+                session.set_limits(spec.worker, less)
+            listed = [listed.share for listed in session.workers()]
+            assert listed == [less], (
+                f"capability live_limits is claimed, so workers() must show the new share {less},"
+                f" got {listed}"
+            )
+            level = rig.capabilities.isolation[spec.isolation]
+            if level is Enforcement.NONE:
+                return
+            rig.pass_time(1)
+            what = f"a changed limit, within a second, under enforcement {level},"
+            rows = self.loaded_usage(rig, session, what)
+        slack = CONTROLLED if level is Enforcement.COOPERATIVE else EXACT
+        check_within(rows, less, slack, what)
+
+    def loaded_usage(self, rig: Rig, session: NodeBackend, claim: str) -> Sequence[WorkerUsage]:
+        """Read usage under load; a claim that no load can show is not shown."""
+        assert rig.capabilities.process_usage, (
+            f"{claim} must be shown under load, which needs the capability process_usage"
+        )
+        for _ in range(LOAD_ATTEMPTS):
+            session.usage()
+            rig.pass_time(LOAD_SECONDS)
+            rows = session.usage()
+            if any(row.compute_gflops > 0 for row in rows):
+                return rows
+        raise AssertionError(
+            f"{claim} must be shown under load, but usage() shows no use;"
+            " a real device needs --load-command"
+        )
+
+
+def check_within(rows: Sequence[WorkerUsage], share: Share, slack: float, claim: str) -> None:
+    """Ask that a worker that wants everything stays within its limits."""
+    for row in rows:
+        assert row.compute_gflops <= share.limit_gflops * slack, (
+            f"{claim} must hold the compute limit: {row.compute_gflops:.0f} of"
+            f" {share.limit_gflops} GFLOP/s were used"
+        )
+        assert row.vram_bytes <= share.limit_vram_bytes, (
+            f"{claim} must hold the memory limit: {row.vram_bytes} of"
+            f" {share.limit_vram_bytes} bytes were used"
+        )
