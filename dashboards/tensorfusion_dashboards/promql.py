@@ -37,7 +37,9 @@ def print_expression(expression: Expression | float, selector: str = "") -> str:
             return _binary(expression, selector)
         case Aggregate():
             if expression.fold == "last":
-                raise ConfigError("an aggregation cannot be 'last'; allowed: avg, max, min, sum, count")
+                raise ConfigError(
+                    "an aggregation cannot be 'last'; allowed: avg, max, min, sum, count"
+                )
             by = f" by ({', '.join(expression.by)})" if expression.by else ""
             return f"{expression.fold}{by} ({print_expression(expression.operand, selector)})"
         case Compare():

@@ -4,6 +4,7 @@ A server is added by an entry in `STORES`: a context manager that takes a folder
 `Store`. Every test works in a namespace of its own, so a server may be shared between tests.
 """
 
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,11 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rig.binaries import folder as find_binaries
+from rig.kube_apiserver import KubeApiServer, install_crds
 
 from tensorfusion.api.registry import NAMESPACES, PROFILES
 from tensorfusion.api.resource import JsonObject, Resource
+from tensorfusion.apiserver import ApiServer
 from tensorfusion.clock import SystemClock
 from tensorfusion.errors import NotFound
+from tensorfusion.kube import HttpStore
+from tensorfusion.kube.transport import Transport
 from tensorfusion.sqlite import SQLiteStore
 from tensorfusion.store import PatchType, Store, WatchEvent
 
@@ -43,10 +49,82 @@ def _sqlite(folder: Path) -> Iterator[Store]:
     store.close()
 
 
-STORES: dict[str, StoreKind] = {"sqlite": StoreKind(_sqlite)}
+@contextmanager
+def _wire(folder: Path) -> Iterator[Store]:
+    """Our own server, through HTTP; one for the whole session."""
+    yield _session("wire", lambda: _start_wire(_session_folder("wire")))
 
 
-@pytest.fixture(params=sorted(STORES))
+def _start_wire(folder: Path) -> tuple[Store, Callable[[], None]]:
+    store = SQLiteStore(folder / "store.db", bookmark_seconds=0.2)
+    server = ApiServer(store, data_dir=folder)
+    server.start()
+    client = HttpStore(Transport(server.kubeconfig_path))
+
+    def stop() -> None:
+        client.transport.close()
+        server.stop()
+        store.close()
+
+    return client, stop
+
+
+@contextmanager
+def _kube_apiserver(folder: Path) -> Iterator[Store]:
+    """A real kube-apiserver with etcd and our CRDs; one for the whole session."""
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("kube-apiserver is not built: run `make test-cluster`, which builds it")
+    yield _session("kube", lambda: _start_kube(binaries, _session_folder("kube")))
+
+
+def _start_kube(binaries: Path, folder: Path) -> tuple[Store, Callable[[], None]]:
+    server = KubeApiServer(binaries, folder)
+    server.start()
+    client = HttpStore(Transport(server.kubeconfig))
+    install_crds(client)
+
+    def stop() -> None:
+        client.transport.close()
+        server.stop()
+
+    return client, stop
+
+
+_RUNNING: dict[str, tuple[Store, Callable[[], None]]] = {}
+
+
+def _session(name: str, start: Callable[[], tuple[Store, Callable[[], None]]]) -> Store:
+    if name not in _RUNNING:
+        _RUNNING[name] = start()
+    return _RUNNING[name][0]
+
+
+def _session_folder(name: str) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f"tensorfusion-contract-{name}-"))
+
+
+def pytest_sessionfinish() -> None:
+    """End the servers that the session started."""
+    while _RUNNING:
+        _, (_, stop) = _RUNNING.popitem()
+        stop()
+
+
+STORES: dict[str, StoreKind] = {
+    "sqlite": StoreKind(_sqlite),
+    "wire": StoreKind(_wire),
+    # No controller manager runs beside it, so nothing collects.
+    "kube-apiserver": StoreKind(_kube_apiserver, collects=False),
+}
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(n, marks=[pytest.mark.cluster] if n == "kube-apiserver" else [])
+        for n in STORES
+    ]
+)
 def store_kind(request: pytest.FixtureRequest) -> StoreKind:
     return STORES[request.param]
 

@@ -5,7 +5,7 @@ from tests.contract.conftest import apply, config_map, deployment, profile, vers
 
 from tensorfusion.api.registry import CONFIG_MAPS, DEPLOYMENTS, PROFILES
 from tensorfusion.api.resource import JsonObject
-from tensorfusion.errors import BadRequest, Conflict, Invalid, NotFound, UnsupportedMediaType
+from tensorfusion.errors import Conflict, Invalid, NotFound, UnsupportedMediaType
 from tensorfusion.store import PatchType, Store
 
 # Patches.
@@ -106,7 +106,7 @@ def test_apply_creates_what_is_missing(store: Store, namespace: str) -> None:
 
 
 def test_apply_without_a_manager_is_refused(store: Store, namespace: str) -> None:
-    with pytest.raises(BadRequest, match="fieldManager"):
+    with pytest.raises(Invalid, match="fieldManager"):
         apply(store, CONFIG_MAPS, config_map("a"), namespace, "")
 
 

@@ -45,7 +45,7 @@ def test_unknown_field_is_pruned_otherwise(store: Store, namespace: str) -> None
 
 def test_unknown_field_under_strict_is_refused_in_patches(store: Store, namespace: str) -> None:
     store.create(PROFILES, profile("a"), namespace)
-    with pytest.raises(BadRequest, match="gpuModle"):
+    with pytest.raises(Invalid, match="gpuModle"):
         store.patch(
             PROFILES,
             "a",

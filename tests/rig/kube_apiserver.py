@@ -9,9 +9,15 @@ import subprocess
 import time
 from pathlib import Path
 
+import msgspec
 import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tensorfusion.api.crd import crd
+from tensorfusion.api.registry import CUSTOM_RESOURCES
+from tensorfusion.errors import ApiError
+from tensorfusion.kube import HttpStore
 
 START_SECONDS = 120.0
 
@@ -153,3 +159,28 @@ class KubeApiServer:
                     return
             time.sleep(0.1)
         raise TimeoutError(f"kube-apiserver was not ready after {START_SECONDS} s")
+
+
+def install_crds(store: HttpStore) -> list[str]:
+    """Install the generated CRDs strictly, wait until they are served; return the warnings."""
+    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+    warnings: list[str] = []
+    for resource in CUSTOM_RESOURCES:
+        response = store.transport.request(
+            "POST",
+            path,
+            query={"fieldValidation": "Strict"},
+            body=msgspec.json.encode(crd(resource)),
+        )
+        warnings += response.headers.getlist("Warning")
+    deadline = time.monotonic() + 30
+    for resource in CUSTOM_RESOURCES:
+        while True:
+            try:
+                store.list(resource)
+                break
+            except ApiError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+    return warnings

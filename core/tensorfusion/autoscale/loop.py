@@ -2,10 +2,12 @@
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from tensorfusion.api import pod_view
+from tensorfusion.api.autoscaling import AutoSetResources
 from tensorfusion.api.core.pod import Pod
 from tensorfusion.api.decode import to_json
 from tensorfusion.api.registry import WORKLOADS
@@ -24,7 +26,7 @@ from tensorfusion.clock import Clock, parse_timestamp
 from tensorfusion.errors import ApiError, Conflict, NotFound, TensorFusionError
 from tensorfusion.model.demand import Amount
 from tensorfusion.model.worker_annotations import limit_of, request_of
-from tensorfusion.runtime.conditions import condition
+from tensorfusion.runtime.conditions import Condition, condition
 from tensorfusion.runtime.conditions import merge as merge_conditions
 from tensorfusion.runtime.events import EventRecorder
 from tensorfusion.runtime.instruments import Instruments, Row
@@ -36,6 +38,7 @@ from tensorfusion.units import format_bytes, format_tflops, human_bytes, human_t
 
 log = logging.getLogger(__name__)
 MANAGER = "tensorfusion-autoscaler"
+CONFLICT_TRIES = 3
 
 
 class Resizer(Protocol):
@@ -85,12 +88,18 @@ class Autoscaler:
         self._interval = default_interval_seconds
         self._due: dict[str, float] = {}
         self._shown: dict[str, JsonObject] = {}
+        self._proposed: dict[str, dict[str, Proposal]] = {}
+        """Recommender to the latest proposal for each workload, for the exposition."""
 
     def run(self, stop: threading.Event) -> None:
         """Look at due workloads, at least once a second, until ``stop`` is set."""
         while not stop.is_set():
             started = self._clock.monotonic()
-            self.run_once()
+            try:
+                self.run_once()
+            except Exception:
+                # Hook isolation: the metric store is a plugin; the next pass may work again.
+                log.exception("recommendation pass failed")
             self._instruments.observe(
                 "tensorfusion_autoscaler_loop_duration_seconds", self._clock.monotonic() - started
             )
@@ -99,18 +108,7 @@ class Autoscaler:
     def run_once(self) -> dict[str, Proposal]:
         """Look at every due workload once; return what was proposed for each."""
         now = self._clock.now()
-        batch = []
-        by_recommender: dict[str, list[WorkloadView]] = {}
-        for workload in self._workloads.values():
-            block = auto_set_of(workload)
-            key = f"{workload.metadata.namespace}/{workload.metadata.name}"
-            if block is None or self._due.get(key, 0.0) > now:
-                continue
-            self._due[key] = now + interval_seconds(block, self._interval)
-            view = self._view(key, workload)
-            if view.workers:
-                batch.append(view)
-                by_recommender.setdefault(block.recommender, []).append(view)
+        batch, by_recommender = self._due_views(now)
         if not batch:
             return {}
         start = now - max(v.config.history_seconds for v in batch)
@@ -119,11 +117,48 @@ class Autoscaler:
         for name, recommender in self._recommenders.items():
             views = [*by_recommender.get(name, ()), *by_recommender.get("", ())]
             proposals += self._ask(name, recommender, views, history, now)
-        merged = {k: p for k, p in merge(proposals).items() if p.expires > now}
+        merged = merge(p for p in proposals if p.expires > now)
         for view in batch:
             if view.key in merged:
                 self._apply(view, merged[view.key])
         return merged
+
+    def _due_views(self, now: float) -> tuple[list[WorkloadView], dict[str, list[WorkloadView]]]:
+        """Return the workloads whose interval is over, all of them and by recommender."""
+        batch: list[WorkloadView] = []
+        by_recommender: dict[str, list[WorkloadView]] = {}
+        asking = {}
+        for workload in self._workloads.values():
+            block = auto_set_of(workload)
+            if block is not None:
+                key = f"{workload.metadata.namespace}/{workload.metadata.name}"
+                asking[key] = (workload, block)
+        self._forget_all_but(asking.keys())
+        for key, (workload, block) in asking.items():
+            if self._due.get(key, 0.0) > now:
+                continue
+            self._due[key] = now + interval_seconds(block, self._interval)
+            if block.recommender and block.recommender not in self._recommenders:
+                self._refuse_recommender(workload, block.recommender)
+                continue
+            try:
+                view = self._view(key, workload, block)
+            except TensorFusionError as error:
+                log.warning("workload skipped", extra={"workload": key, "error": str(error)})
+                continue
+            if view.workers:
+                batch.append(view)
+                by_recommender.setdefault(block.recommender, []).append(view)
+        return batch, by_recommender
+
+    def _forget_all_but(self, keys: Collection[str]) -> None:
+        """Drop what is remembered of workloads that are gone or no longer ask."""
+        for key in self._due.keys() - keys:
+            self._due.pop(key)
+            self._shown.pop(key, None)
+            for name, proposals in self._proposed.items():
+                if proposals.pop(key, None) is not None:
+                    self._show(name)
 
     def _ask(
         self,
@@ -141,16 +176,19 @@ class Autoscaler:
             # Hook isolation: one recommender must not stop the others.
             log.exception("recommender failed", extra={"recommender": name})
             return []
-        self._show(name, found)
+        self._proposed.setdefault(name, {}).update({p.key: p for p in found})
+        self._show(name)
         return found
 
-    def _show(self, name: str, proposals: list[Proposal]) -> None:
+    def _show(self, name: str) -> None:
         compute: list[Row] = []
         vram: list[Row] = []
         confidence: list[Row] = []
-        for p in proposals:
+        for p in self._proposed[name].values():
             namespace, workload = split_key(p.key)
-            labels = ("", namespace, workload, name)
+            found = self._workloads.get(p.key)
+            pool = found.spec.pool_name if found is not None and found.spec else ""
+            labels = (pool, namespace, workload, name)
             confidence.append((labels, p.confidence))
             for bound, amounts in (("target", p.request), ("lower", p.lower), ("upper", p.upper)):
                 compute.append(((*labels, bound), amounts.gflops * 1e9))
@@ -171,17 +209,16 @@ class Autoscaler:
             and not pod_view.is_deleting(pod)
         ]
 
-    def _view(self, key: str, workload: TensorFusionWorkload) -> WorkloadView:
-        block = auto_set_of(workload)
-        assert block is not None
+    def _view(
+        self, key: str, workload: TensorFusionWorkload, block: AutoSetResources
+    ) -> WorkloadView:
         original_request, original_limit = original_of(workload)
         request, limit = original_request, original_limit
         workers = self._workers(key)
         if workers:
-            annotations = workers[0].metadata.annotations
-            asked, ceiling = request_of(annotations), limit_of(annotations)
-            request = Amounts(asked.gflops, asked.vram_bytes)
-            limit = Amounts(ceiling.gflops, ceiling.vram_bytes)
+            # The worker that is furthest behind: one that could not be resized is tried again.
+            held = [(_held(p, request_of), _held(p, limit_of)) for p in workers]
+            request, limit = min(held, key=lambda h: (h[0].gflops, h[0].vram_bytes))
         created = workload.metadata.creation_timestamp
         return WorkloadView(
             key=key,
@@ -221,8 +258,8 @@ class Autoscaler:
             try:
                 self._resizer.resize(
                     pod,
-                    Amount(request.gflops, request.vram_bytes),
-                    Amount(limit.gflops, limit.vram_bytes),
+                    _resized(request_of(pod.metadata.annotations), request),
+                    _resized(limit_of(pod.metadata.annotations), limit),
                     f"autoscaler: {proposal.why}",
                 )
                 applied += 1
@@ -284,38 +321,75 @@ class Autoscaler:
             wanted.append(condition("ResourceUpdate", False, "Blocked", refusal))
         elif applied is not None:
             wanted.append(condition("ResourceUpdate", True, "Updated", proposal.why))
-        present = workload.status
-        conditions = [to_json(c) for c in present.conditions] if present else []
         status: JsonObject = {
             "recommendation": {
                 "requests": _resource(request),
                 "limits": _resource(limit),
             },
-            "conditions": merge_conditions(conditions, wanted, self._clock.now()),
         }
         if applied is not None:
             status["appliedRecommendedReplicas"] = applied
-        key = f"{workload.metadata.namespace}/{workload.metadata.name}"
-        if self._shown.get(key) == status:
+        self._patch_status(workload, status, wanted)
+
+    def _refuse_recommender(self, workload: TensorFusionWorkload, name: str) -> None:
+        known = ", ".join(self._recommenders) or "none"
+        message = f"autoSetResources.recommender: {name!r} is not installed; installed: {known}"
+        wanted = [condition("RecommendationProvided", False, "UnknownRecommender", message)]
+        self._patch_status(workload, {}, wanted)
+
+    def _patch_status(
+        self, workload: TensorFusionWorkload, status: JsonObject, wanted: list[Condition]
+    ) -> None:
+        """Write a status with our conditions over whatever others wrote meanwhile."""
+        name, namespace = workload.metadata.name, workload.metadata.namespace
+        key = f"{namespace}/{name}"
+        told: JsonObject = {"status": status, "conditions": wanted}
+        if self._shown.get(key) == told:
             return
+        version = workload.metadata.resource_version
+        present = [to_json(c) for c in workload.status.conditions] if workload.status else []
         try:
-            self._store.patch(
-                WORKLOADS,
-                workload.metadata.name,
-                {
+            for _ in range(CONFLICT_TRIES):
+                conditions = merge_conditions(present, wanted, self._clock.now())
+                patch = {
                     # Others write conditions too: a stale copy must not undo theirs.
-                    "metadata": {"resourceVersion": workload.metadata.resource_version},
-                    "status": status,
-                },
-                workload.metadata.namespace,
-                subresource="status",
-                field_manager=MANAGER,
-            )
-            self._shown[key] = status
-        except (NotFound, Conflict):
-            self._due[key] = 0.0
+                    "metadata": {"resourceVersion": version},
+                    "status": {**status, "conditions": conditions},
+                }
+                try:
+                    self._store.patch(
+                        WORKLOADS,
+                        name,
+                        patch,
+                        namespace,
+                        subresource="status",
+                        field_manager=MANAGER,
+                    )
+                except Conflict:
+                    latest = self._store.get(WORKLOADS, name, namespace)
+                    version = latest["metadata"]["resourceVersion"]
+                    present = latest.get("status", {}).get("conditions", [])
+                else:
+                    self._shown[key] = told
+                    return
+            log.info("recommendation not written: too many conflicts", extra={"workload": key})
+        except NotFound:
+            return
         except ApiError as error:
             log.info("recommendation not written", extra={"workload": key, "error": str(error)})
+
+
+def _held(pod: Pod, read: Callable[[Mapping[str, str]], Amount]) -> Amounts:
+    amount = read(pod.metadata.annotations)
+    return Amounts(amount.gflops, amount.vram_bytes)
+
+
+def _resized(held: Amount, wanted: Amounts) -> Amount:
+    """Lay wanted amounts over held ones; compute that is held as a percentage stays one."""
+    vram_bytes = wanted.vram_bytes or held.vram_bytes
+    if wanted.gflops:
+        return Amount(gflops=wanted.gflops, vram_bytes=vram_bytes)
+    return replace(held, vram_bytes=vram_bytes)
 
 
 def _resource(amounts: Amounts) -> JsonObject:

@@ -1,6 +1,7 @@
 """Deployments: replica sets of the present and of past templates, rolled over (embedded mode)."""
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tensorfusion.api.core.apps import Deployment, ReplicaSet
@@ -67,7 +68,10 @@ class DeploymentController:
             return DONE
         if new is not None:
             self._adopt_revision(deployment, new, old)
-            self._scale(deployment, new, old)
+        if deployment.spec.paused:
+            self._scale(deployment, plan_paused(deployment, new, old), (new, *old))
+        elif new is not None:
+            self._scale(deployment, plan_sizes(deployment, new, old), (new, *old))
             self._prune(deployment, old)
         self._write_status(deployment, new, old)
         return DONE
@@ -118,11 +122,15 @@ class DeploymentController:
         if _revision(deployment.metadata.annotations) != revision:
             self._store.patch(DEPLOYMENTS, deployment.metadata.name, patch, namespace)
 
-    def _scale(self, deployment: Deployment, new: ReplicaSet, old: list[ReplicaSet]) -> None:
-        sizes = plan_sizes(deployment, new, old)
-        for rs in (new, *old):
-            size = sizes[rs.metadata.name]
-            if rs.spec.replicas == size:
+    def _scale(
+        self,
+        deployment: Deployment,
+        sizes: Mapping[str, int],
+        replica_sets: Iterable[ReplicaSet | None],
+    ) -> None:
+        for rs in replica_sets:
+            size = sizes.get(rs.metadata.name) if rs is not None else None
+            if rs is None or size is None or rs.spec.replicas == size:
                 continue
             self._store.patch(
                 REPLICA_SETS,
@@ -187,6 +195,9 @@ class DeploymentController:
             "unavailableReplicas": max(0, wanted - available),
             "conditions": merge(present, [*conditions, *failures[:1]], self._clock.now()),
         }
+        shown = to_json(deployment.status) if deployment.status is not None else {}
+        if all(shown.get(key, 0) == value for key, value in status.items()):
+            return
         self._store.patch(
             DEPLOYMENTS,
             deployment.metadata.name,
@@ -216,14 +227,34 @@ def plan_sizes(deployment: Deployment, new: ReplicaSet, old: list[ReplicaSet]) -
     if new.spec.replicas > wanted:
         sizes[new.metadata.name] = wanted
     floor = wanted - max_unavailable(deployment)
-    available = sum(_count(r, "available_replicas") for r in (new, *old))
+    available = sum(_available(r) for r in (new, *old))
     spare = max(0, available - floor)
     for rs in old:
         # What is not available serves nobody: it goes first and costs no availability.
-        broken = max(0, rs.spec.replicas - _count(rs, "available_replicas"))
+        broken = rs.spec.replicas - _available(rs)
         drop = min(rs.spec.replicas, broken + spare)
         spare -= max(0, drop - broken)
         sizes[rs.metadata.name] = rs.spec.replicas - drop
+    return sizes
+
+
+def plan_paused(
+    deployment: Deployment, new: ReplicaSet | None, old: list[ReplicaSet]
+) -> dict[str, int]:
+    """Decide sizes while a deployment is paused: it may be scaled, but not rolled over.
+
+    The difference goes to the newest replica set that has pods.
+    """
+    sets = [*old, *([new] if new is not None else [])]
+    active = [r for r in sets if r.spec.replicas] or sets
+    sizes = {r.metadata.name: r.spec.replicas for r in sets}
+    missing = deployment.spec.replicas - sum(sizes.values())
+    for rs in reversed(active):
+        size = max(0, rs.spec.replicas + missing)
+        missing -= size - rs.spec.replicas
+        sizes[rs.metadata.name] = size
+        if not missing:
+            break
     return sizes
 
 
@@ -239,13 +270,14 @@ def max_surge(deployment: Deployment) -> int:
     """Pods above the wanted number; a percentage is rounded up."""
     rolling = deployment.spec.strategy.rolling_update
     value = rolling.max_surge if rolling else "25%"
-    surge = _resolve(value, deployment.spec.replicas, math.ceil)
-    # Both zero would never move: Kubernetes then lets one pod be unavailable.
-    return surge
+    return _resolve(value, deployment.spec.replicas, math.ceil)
 
 
 def max_unavailable(deployment: Deployment) -> int:
-    """Pods that may be missing; a percentage is rounded down."""
+    """Pods that may be missing; a percentage is rounded down.
+
+    Without a surge at least one, as in Kubernetes: otherwise nothing could ever move.
+    """
     rolling = deployment.spec.strategy.rolling_update
     value = rolling.max_unavailable if rolling else "25%"
     missing = _resolve(value, deployment.spec.replicas, math.floor)
@@ -264,6 +296,11 @@ def _revision(annotations: dict[str, str]) -> int:
 
 def _next_revision(old: list[ReplicaSet]) -> int:
     return max((_revision(r.metadata.annotations) for r in old), default=0) + 1
+
+
+def _available(rs: ReplicaSet) -> int:
+    """Pods that will go on serving: a status that lags still counts those that are to go."""
+    return min(rs.spec.replicas, _count(rs, "available_replicas"))
 
 
 def _count(rs: ReplicaSet, field: str) -> int:

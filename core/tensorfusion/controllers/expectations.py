@@ -3,6 +3,8 @@
 Without them a controller that looks twice within the lag of its cache would act twice.
 """
 
+from collections.abc import Callable
+
 from tensorfusion.clock import Clock
 
 FORGET_SECONDS = 30.0
@@ -23,12 +25,23 @@ class Expectations:
         self._entries.setdefault(owner, {})[name] = self._clock.monotonic()
 
     def settle(self, owner: str, seen: set[str]) -> set[str]:
-        """Drop what is seen or too old; return what is still expected."""
+        """Drop what is seen or too old; return what is still expected to appear."""
+        return self._retain(owner, lambda name: name not in seen)
+
+    def keep(self, owner: str, seen: set[str]) -> set[str]:
+        """Drop what is no longer seen or too old; return what is still expected to go."""
+        return self._retain(owner, lambda name: name in seen)
+
+    def waits(self, owner: str) -> bool:
+        """Whether anything is still expected of an owner."""
+        return owner in self._entries
+
+    def _retain(self, owner: str, stays: Callable[[str], bool]) -> set[str]:
         now = self._clock.monotonic()
         waiting = {
             name: since
             for name, since in self._entries.get(owner, {}).items()
-            if name not in seen and now - since < FORGET_SECONDS
+            if stays(name) and now - since < FORGET_SECONDS
         }
         if waiting:
             self._entries[owner] = waiting

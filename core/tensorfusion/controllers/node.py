@@ -80,9 +80,10 @@ class NodeController:
         """Bring one GPUNode in line with its Node, its pool and its GPUs."""
         node = self._nodes.get(key)
         gpu_node = self._gpu_nodes.get(key)
-        pool = self._pool_for(node) if node is not None else None
+        pool = self._pool_for(node, gpu_node) if node is not None else None
         if node is None or pool is None:
             if gpu_node is not None:
+                self._release(self._gpus.by_index("node", key))
                 self._store.delete(GPU_NODES, key)
             return DONE
         if gpu_node is None:
@@ -92,16 +93,29 @@ class NodeController:
             self._move(gpu_node, pool)
             return DONE
         gpus = self._gpus.by_index("node", key)
-        self._label(gpus, gpu_node, pool)
+        self._label(gpus, pool)
         self._write_status(node, gpu_node, gpus)
         return DONE
 
-    def _pool_for(self, node: Node) -> GPUPool | None:
-        """The first pool, by name, whose selector matches the node."""
+    def _pool_for(self, node: Node, gpu_node: GPUNode | None) -> GPUPool | None:
+        """The first pool, by name, whose selector matches the node.
+
+        A pool that is being deleted takes no new nodes but keeps those it has until its workers
+        are gone, unless another pool wants them.
+        """
         for pool in sorted(self._pools.values(), key=lambda p: p.metadata.name):
             if not pool.metadata.deletion_timestamp and selects(pool, node):
                 return pool
-        return None
+        held = gpu_node.metadata.labels.get(names.MANAGED_BY, "") if gpu_node is not None else ""
+        last = self._pools.get(held)
+        return last if last is not None and last.metadata.deletion_timestamp else None
+
+    def _release(self, gpus: list[GPU]) -> None:
+        """Take GPUs out of a pool; the objects stay, since their devices do."""
+        for gpu in gpus:
+            if names.GPU_POOL in gpu.metadata.labels:
+                patch = {"metadata": {"labels": {names.GPU_POOL: None}}}
+                self._store.patch(GPUS, gpu.metadata.name, patch, field_manager=MANAGER)
 
     def _create(self, node: Node, pool: GPUPool) -> None:
         body = {
@@ -129,16 +143,12 @@ class NodeController:
         }
         self._store.patch(GPU_NODES, gpu_node.metadata.name, patch, field_manager=MANAGER)
 
-    def _label(self, gpus: list[GPU], gpu_node: GPUNode, pool: GPUPool) -> None:
+    def _label(self, gpus: list[GPU], pool: GPUPool) -> None:
         for gpu in gpus:
             if gpu.metadata.labels.get(names.GPU_POOL) == pool.metadata.name:
                 continue
-            patch = {
-                "metadata": {
-                    "labels": {names.GPU_POOL: pool.metadata.name},
-                    "ownerReferences": [owner_reference(to_json(gpu_node))],
-                }
-            }
+            # Not owned by the GPUNode: a GPU object lives as long as its device, not its pool.
+            patch = {"metadata": {"labels": {names.GPU_POOL: pool.metadata.name}}}
             self._store.patch(GPUS, gpu.metadata.name, patch, field_manager=MANAGER)
 
     def _write_status(self, node: Node, gpu_node: GPUNode, gpus: list[GPU]) -> None:

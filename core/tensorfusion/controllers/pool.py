@@ -7,19 +7,21 @@ from tensorfusion.api.cluster import TensorFusionCluster
 from tensorfusion.api.decode import to_json
 from tensorfusion.api.node import GPUNode
 from tensorfusion.api.pool import GPUPool
-from tensorfusion.api.registry import CLUSTERS, GPU_POOLS
+from tensorfusion.api.registry import CLUSTERS, GPU_POOLS, SCHEDULING_CONFIGS
 from tensorfusion.api.resource import JsonObject
 from tensorfusion.clock import Clock
 from tensorfusion.controllers import capacity
 from tensorfusion.controllers.owned import owner_reference
 from tensorfusion.controllers.status import MANAGER, ready, stalled, write_status
-from tensorfusion.errors import AlreadyExists, Terminal
+from tensorfusion.errors import AlreadyExists, NotFound, Terminal
 from tensorfusion.runtime.controller import DONE, Controller, Result
 from tensorfusion.store.informer import Change, Informer
 from tensorfusion.store.interface import Store
 
 SETTLE_SECONDS = 2.0
 """Pause before sums are written again: changes of many nodes become one write."""
+TEMPLATE_SECONDS = 30.0
+"""Pause before a pool whose placement policy is unknown is looked at again."""
 
 
 class PoolController:
@@ -56,6 +58,8 @@ class PoolController:
         if pool is not None:
             conditions = stalled(error.reason, str(error), pool.metadata.generation)
             write_status(self._store, GPU_POOLS, pool, {}, conditions, self._clock)
+            # The template that names the policy may change without the pool being told.
+            self.controller.queue.add_after(key, TEMPLATE_SECONDS)
 
     def reconcile(self, key: str) -> Result:
         """Sum up one pool."""
@@ -72,6 +76,7 @@ class PoolController:
             patch = {"metadata": {"finalizers": finalizers}}
             self._store.patch(GPU_POOLS, key, patch, field_manager=MANAGER)
             return DONE
+        self._check_policy(pool)
         running = [n for n in nodes if n.status is not None and n.status.phase == "Running"]
         status = pool_status(nodes, len(running))
         is_ready = bool(nodes) and len(running) == len(nodes)
@@ -84,6 +89,28 @@ class PoolController:
         conditions = ready(is_ready, reason, message, pool.metadata.generation)
         write_status(self._store, GPU_POOLS, pool, status, conditions, self._clock)
         return DONE
+
+    def _check_policy(self, pool: GPUPool) -> None:
+        """Refuse a placement policy that no plugin offers.
+
+        Raises:
+            Terminal: There is none of that name; names those there are.
+        """
+        name = pool.spec.scheduling_config_template if pool.spec else ""
+        try:
+            template = self._store.get(SCHEDULING_CONFIGS, name) if name else {}
+        except NotFound:
+            return  # placement falls back to the default policy until there is one
+        placement = template.get("spec", {}).get("placement", {})
+        wanted = placement.get("policy") or placement.get("mode") or ""
+        known = set(self._policies)
+        known.update(a for p in self._policies.values() for a in getattr(p, "aliases", ()))
+        if wanted and wanted not in known:
+            raise Terminal(
+                "UnknownPolicy",
+                f"SchedulingConfigTemplate {name!r}: placement policy {wanted!r} is not installed;"
+                f" installed: {', '.join(sorted(self._policies)) or 'none'}",
+            )
 
     def _finish(self, pool: GPUPool, nodes: list[GPUNode]) -> Result:
         """Let a deleted pool go once no worker holds a share of its GPUs."""

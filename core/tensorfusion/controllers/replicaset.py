@@ -9,9 +9,9 @@ from tensorfusion.api.decode import to_json
 from tensorfusion.api.registry import PODS, REPLICA_SETS
 from tensorfusion.api.resource import JsonObject
 from tensorfusion.clock import Clock
-from tensorfusion.controllers.expectations import Expectations
+from tensorfusion.controllers.expectations import FORGET_SECONDS, Expectations
 from tensorfusion.controllers.owned import ALPHABET, owner_reference
-from tensorfusion.errors import AlreadyExists, Forbidden, Invalid, NotFound
+from tensorfusion.errors import AlreadyExists, ApiError, Forbidden, Invalid, NotFound
 from tensorfusion.runtime.conditions import condition, merge
 from tensorfusion.runtime.controller import DONE, Controller, Result
 from tensorfusion.runtime.events import EventRecorder
@@ -21,6 +21,8 @@ from tensorfusion.store.interface import Store
 MANAGER = "tensorfusion-controller"
 BURST = 500
 """Pods created in one pass, as in the Kubernetes controller."""
+RETRY_SECONDS = 5.0
+"""Pause after a refusal: a quota or an admission rule may let the pod in later."""
 
 
 class ReplicaSetController:
@@ -64,7 +66,7 @@ class ReplicaSetController:
         owned = self._pods.by_index("owner", rs.metadata.uid)
         names = {p.metadata.name for p in owned}
         coming = self._created.settle(key, names)
-        going = self._deleted.settle(key, set()) & names
+        going = self._deleted.keep(key, names)
         active = [
             p
             for p in owned
@@ -80,7 +82,11 @@ class ReplicaSetController:
             elif missing < 0:
                 self._delete(key, active, -missing)
         self._write_status(rs, active, failure)
-        return Result(requeue_seconds=5.0) if failure else DONE
+        if failure:
+            return Result(requeue_seconds=RETRY_SECONDS)
+        # A pod that came and went unseen is never shown: look again when that is known.
+        waits = self._created.waits(key) or self._deleted.waits(key)
+        return Result(requeue_seconds=FORGET_SECONDS) if waits else DONE
 
     def _create(self, key: str, rs: ReplicaSet, count: int) -> str:
         body = pod_of(rs)
@@ -92,10 +98,12 @@ class ReplicaSetController:
             self._created.expect(key, name)
             try:
                 self._store.create(PODS, pod, rs.metadata.namespace, field_manager=MANAGER)
-            except AlreadyExists:
-                continue
-            except (Forbidden, Invalid) as error:
+            except ApiError as error:
                 self._created.settle(key, {name})
+                if isinstance(error, AlreadyExists):
+                    continue  # the pass that sees what is there draws another name
+                if not isinstance(error, Forbidden | Invalid):
+                    raise
                 self._events.event(
                     to_json(rs), "FailedCreate", f"Error creating: {error}", warning=True
                 )
@@ -111,8 +119,10 @@ class ReplicaSetController:
                 self._store.delete(
                     PODS, pod.metadata.name, pod.metadata.namespace, uid=pod.metadata.uid
                 )
-            except NotFound:
-                continue
+            except ApiError as error:
+                self._deleted.settle(key, {pod.metadata.name})
+                if not isinstance(error, NotFound):
+                    raise
 
     def _write_status(self, rs: ReplicaSet, active: list[Pod], failure: str) -> None:
         ready = sum(pod_view.is_ready(p) for p in active)

@@ -36,7 +36,11 @@ def write_status(
         Conflict: Someone wrote the object meanwhile; the reconcile is tried again.
     """
     present = to_json(obj.status) if isinstance(obj.status, Wire) else {}
-    merged = merge(present.get("conditions", ()), conditions, clock.now())
+    standing = present.get("conditions", ())
+    if not any(c["type"] == "Stalled" for c in conditions):
+        # By kstatus an object with Stalled has failed: what is no longer so must go.
+        standing = [c for c in standing if c["type"] != "Stalled"]
+    merged = merge(standing, conditions, clock.now())
     generation = obj.metadata.generation
     wanted = {**status, "conditions": merged}
     if generation:

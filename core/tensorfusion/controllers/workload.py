@@ -16,14 +16,14 @@ from tensorfusion.controllers.status import ready, stalled, write_status
 from tensorfusion.model.worker_annotations import limit_of, request_of
 from tensorfusion.runtime.controller import DONE, Controller, Result
 from tensorfusion.runtime.instruments import Instruments
-from tensorfusion.store.informer import Change, Informer
+from tensorfusion.store.informer import Change, Informer, split_key
 from tensorfusion.store.interface import Store
 from tensorfusion.units import format_bytes, format_percent, format_tflops
 
 SETTLE_SECONDS = 0.7
 """Pause before a change is summed up: a worker that comes up soon makes one write of two."""
 REMOTE_MESSAGE = (
-    "remote workers are not available in this release: set tensor-fusion.ai/is-local-gpu to true"
+    f"remote workers are not available in this release: set {names.IS_LOCAL_GPU} to true"
 )
 
 
@@ -50,6 +50,8 @@ class WorkloadController:
         self._enforcement = enforcement
         self._clock = clock
         self._instruments = instruments
+        self._pools: dict[str, str] = {}
+        """Workload to the pool that its gauges are labelled with."""
         self.controller = Controller("workloads", self.reconcile, clock=clock)
         workloads.subscribe(self._workload_changed)
         pods.subscribe(self._pod_changed)
@@ -70,6 +72,7 @@ class WorkloadController:
         """Write what is observed of one workload."""
         workload = self._workloads.get(key)
         if workload is None:
+            self._show(key, None, 0, 0)
             return DONE
         workers = [
             p
@@ -78,6 +81,8 @@ class WorkloadController:
         ]
         failed = [p for p in self._pods.by_index("workload", key) if pod_view.phase(p) == "Failed"]
         serving = [p for p in workers if pod_view.is_ready(p)]
+        pool = workload.spec.pool_name if workload.spec else ""
+        self._show(key, pool, len(workers), len(serving))
         phase, reason, message = summarize(len(workers), len(serving), len(failed))
         status: JsonObject = {
             "phase": phase,
@@ -92,6 +97,24 @@ class WorkloadController:
         conditions = ready(phase == "Running", reason, message, workload.metadata.generation)
         write_status(self._store, WORKLOADS, workload, status, conditions, self._clock)
         return DONE
+
+    def _show(self, key: str, pool: str | None, desired: int, ready_workers: int) -> None:
+        """Set the workload's gauges; a workload without a pool is gone."""
+        namespace, name = split_key(key)
+        before = self._pools.get(key)
+        for metric, value in (
+            ("tensorfusion_workload_desired_workers", desired),
+            ("tensorfusion_workload_ready_workers", ready_workers),
+        ):
+            labels = {"namespace": namespace, "workload": name}
+            if before is not None and before != pool:
+                self._instruments.forget(metric, {**labels, "pool": before})
+            if pool is not None:
+                self._instruments.set(metric, value, {**labels, "pool": pool})
+        if pool is None:
+            self._pools.pop(key, None)
+        else:
+            self._pools[key] = pool
 
 
 def summarize(workers: int, serving: int, failed: int) -> tuple[str, str, str]:

@@ -54,6 +54,8 @@ class Discovery:
         """What an earlier run left, by object name; empty once every node was seen."""
         self._unseen = set(sessions)
         """Nodes that were not discovered yet."""
+        self._left: dict[str, list[str]] = {}
+        """By node, the objects of an earlier run that are not marked as missing."""
         self.on_change: Callable[[str, DeviceInfo], None] | None = None
 
     def run(self, stop: threading.Event, interval_seconds: float) -> None:
@@ -69,6 +71,10 @@ class Discovery:
         """Discover every node once; one node's failure does not hold up the rest."""
         if self._stored is None:
             self._stored = {o["metadata"]["name"]: o for o in self._store.list(GPUS).items}
+            for name, obj in self._stored.items():
+                if names.GPU_MISSING_SINCE not in obj["metadata"].get("annotations", {}):
+                    owner = obj["metadata"].get("labels", {}).get(names.MANAGED_BY, "")
+                    self._left.setdefault(owner, []).append(name)
             if self._registers_nodes:
                 present = {o["metadata"]["name"] for o in self._store.list(NODES).items}
                 self._registered = present & self._sessions.keys()
@@ -208,11 +214,8 @@ class Discovery:
     def _mark_vanished(self, node: str) -> None:
         """Mark GPU objects of a node whose device went while nobody looked."""
         known = {uuid.lower() for uuid in self.infos[node]}
-        for name, obj in (self._stored or {}).items():
-            metadata = obj["metadata"]
-            is_ours = metadata.get("labels", {}).get(names.MANAGED_BY) == node
-            is_marked = names.GPU_MISSING_SINCE in metadata.get("annotations", {})
-            if is_ours and name not in known and not is_marked:
+        for name in self._left.pop(node, ()):
+            if name not in known:
                 self._mark_missing(name)
 
 

@@ -150,7 +150,6 @@ class HttpStore:
         query = _write_query(dry_run, field_manager, field_validation)
         if patch_type is PatchType.APPLY:
             query["force"] = str(force).lower()
-            query.setdefault("fieldManager", "tensorfusion")
         path = path_of(resource, namespace, name, subresource)
         return self._call("PATCH", path, query=query, body=patch, content_type=patch_type.value)
 

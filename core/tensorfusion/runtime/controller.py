@@ -82,7 +82,7 @@ class Controller:
             # The cache lags behind the store; the next look settles it.
             outcome = "conflict"
             self.queue.retry(key)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - worker loop: logged and tried again
             outcome = "error"
             self._failed(key, error, self.queue.retry(key))
         if self.instruments is not None:

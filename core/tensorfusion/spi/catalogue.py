@@ -83,7 +83,6 @@ METRICS: tuple[MetricInfo, ...] = (
         "Sum of memory requests placed on the card.",
     ),
     _m("gpu_workers", "gauge", GPU, "1", "Workers that share the card."),
-    _m("gpu_phase", "gauge", (*GPU, "phase"), "bool", "State set of the GPU object's phase."),
     # Workers.
     _m("worker_ready", "gauge", WORKER, "bool", "1 while the worker serves."),
     _m("worker_compute_used_flops", "gauge", WORKER_GPU, "flops", "Compute rate of the worker."),
@@ -205,14 +204,6 @@ METRICS: tuple[MetricInfo, ...] = (
         ("plugin", "distribution", "version", "state"),
         "1",
         "Plugins found; the state says whether they work.",
-    ),
-    _m("api_requests_total", "counter", ("verb", "code"), "1", "Requests served on the wire."),
-    _m(
-        "api_request_duration_seconds",
-        "histogram",
-        ("verb",),
-        "seconds",
-        "Time to answer a request on the wire (watches not counted).",
     ),
     _m(
         "hypervisor_last_heartbeat_timestamp_seconds",

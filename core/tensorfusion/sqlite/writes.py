@@ -14,6 +14,7 @@ from tensorfusion.errors import (
     Cause,
     Conflict,
     Forbidden,
+    Invalid,
     NotFound,
     UnsupportedMediaType,
 )
@@ -71,6 +72,8 @@ class WriteOptions:
         dry_run: Do everything but store.
         field_manager: Who owns the fields; ours when empty.
         field_validation: ``Strict``, ``Warn`` or ``Ignore``: what unknown fields lead to.
+        is_patch: The object is the result of a patch; unknown fields then make it invalid, where
+            they make a whole object unreadable (the real server's distinction).
         subresource: ``status``, ``scale`` or empty.
         admit: Ask admission; off for admission's own further writes.
     """
@@ -80,6 +83,7 @@ class WriteOptions:
     field_validation: str = "Warn"
     subresource: str = ""
     admit: bool = True
+    is_patch: bool = False
 
     @property
     def manager(self) -> str:
@@ -87,15 +91,20 @@ class WriteOptions:
         return self.field_manager or FIELD_MANAGER
 
 
-def refuse_unknown(paths: list[str]) -> None:
+def refuse_unknown(paths: list[str], *, is_patch: bool = False) -> None:
     """Refuse an object with fields that its kind does not have.
 
     Raises:
         BadRequest: There are some; the message names them.
+        Invalid: There are some, and a patch brought them.
     """
-    if paths:
-        listed = ", ".join(f'unknown field "{path}"' for path in paths)
-        raise BadRequest(f"strict decoding error: {listed}")
+    if not paths:
+        return
+    listed = ", ".join(f'unknown field "{path}"' for path in paths)
+    if is_patch:
+        causes = [Cause(p, "FieldValueInvalid", f'unknown field "{p}"') for p in paths]
+        raise Invalid(f"patch: strict decoding error: {listed}", causes=causes)
+    raise BadRequest(f"strict decoding error: {listed}")
 
 
 OWN_MANAGERS: Final = "tensorfusion-"
@@ -255,7 +264,7 @@ class Writes:
             dropped = fresh.keys() - pruned.keys()
             new = {k: v for k, v in {**new, **pruned}.items() if k not in dropped}
         if options.field_validation == "Strict":
-            refuse_unknown(unknown)
+            refuse_unknown(unknown, is_patch=options.is_patch)
         if options.field_validation == "Warn":
             for path in unknown:
                 warn(f'unknown field "{path}"')
@@ -395,6 +404,7 @@ class Writes:
         """Patch an object; True when an apply created it."""
         if patch_type is PatchType.APPLY:
             return self._apply(resource, key, patch, options, force=force)
+        options = replace(options, is_patch=True)
         record = self._existing(resource, key)
         scale = options.subresource == "scale"
         current = scale_of(record.obj) if scale else record.obj
@@ -438,7 +448,11 @@ class Writes:
         self, resource: Resource, key: Key, patch: Any, options: WriteOptions, *, force: bool
     ) -> tuple[JsonObject, bool]:
         if not options.field_manager:
-            raise BadRequest("fieldManager is required for apply patch")
+            message = "Required value: is required for apply patch"
+            raise Invalid(
+                f'PatchOptions.meta.k8s.io "" is invalid: fieldManager: {message}',
+                causes=[Cause("fieldManager", "FieldValueRequired", message)],
+            )
         if options.subresource == "scale":
             raise BadRequest("server-side apply of a scale is not supported; patch spec.replicas")
         config = envelope(resource, patch, key.namespace)

@@ -58,7 +58,7 @@ class Rig:
         self.clock: Clock = FakeClock(SystemClock().now()) if self.is_model else SystemClock()
         self.load_command = load_command
         self.node = next(iter(backend.nodes(settings)), "")
-        self._settings = settings
+        self.settings = settings
         self._state_dir = state_dir
         self._open: list[NodeBackend] = []
 
@@ -67,7 +67,7 @@ class Rig:
         state_dir = self._state_dir / folder
         state_dir.mkdir(parents=True, exist_ok=True)
         context = NodeContext(
-            node=node or self.node, state_dir=state_dir, clock=self.clock, settings=self._settings
+            node=node or self.node, state_dir=state_dir, clock=self.clock, settings=self.settings
         )
         session = watch_session(self.backend.open(context), self.call_seconds)
         self._open.append(session)

@@ -38,7 +38,7 @@ class DiscoveryConformance(Conformance):
         assert OBJECT_NAME.fullmatch(backend.name), (
             f"a backend's name must be lower case letters, digits and hyphens, got {backend.name!r}"
         )
-        nodes = list(rig.backend.nodes(self.settings))
+        nodes = list(rig.backend.nodes(rig.settings))
         assert nodes, "nodes() must name at least one node where available() is true"
         assert len(set(nodes)) == len(nodes), f"nodes() must not name a node twice, got {nodes}"
         wrong = [name for name in nodes if not OBJECT_NAME.fullmatch(name)]

@@ -42,6 +42,16 @@ def usage_of(rig: Rig, session: NodeBackend) -> Sequence[WorkerUsage]:
     return ()
 
 
+def fallen(old: WorkerUsage, new: WorkerUsage) -> str:
+    """Name the totals of a worker that are smaller than before; empty when none is."""
+    found = []
+    for field in ("throttled_seconds_total", "oom_total"):
+        before, after = getattr(old, field), getattr(new, field)
+        if after < before:
+            found.append(f"{field} of {new.worker} on {new.uuid} fell from {before} to {after}")
+    return "; ".join(found)
+
+
 class ReadingsConformance(Conformance):
     """What is asked of ``metrics`` and ``usage``."""
 
@@ -96,11 +106,13 @@ class ReadingsConformance(Conformance):
         """Times are wall-clock seconds of the clock that the session was given."""
         session.prepare(worker_spec(rig.capabilities, devices[0]))
         rig.pass_time(2)
-        for reading in (*metrics_of(rig, session), *usage_of(rig, session)):
-            age = rig.clock.now() - reading.time
+        times = {f"device {reading.uuid}": reading.time for reading in metrics_of(rig, session)}
+        times |= {f"worker {row.worker}": row.time for row in usage_of(rig, session)}
+        for what, time in times.items():
+            age = rig.clock.now() - time
             assert -1 <= age <= RECENT_SECONDS, (
                 f"a reading's time must be the context clock's wall-clock time in seconds since"
-                f" the epoch, at most {RECENT_SECONDS:g} s old: {reading} is {age:g} s old"
+                f" the epoch, at most {RECENT_SECONDS:g} s old: that of {what} is {age:g} s old"
             )
 
     def test_totals_never_fall(
@@ -109,7 +121,7 @@ class ReadingsConformance(Conformance):
         """What ends in ``_total`` counts up for as long as the worker runs."""
         session.prepare(worker_spec(rig.capabilities, devices[0]))
         energy: dict[str, float] = {}
-        throttled: dict[str, float] = {}
+        rows: dict[str, WorkerUsage] = {}
         for _ in range(3):
             rig.pass_time(1)
             for reading in metrics_of(rig, session):
@@ -121,11 +133,9 @@ class ReadingsConformance(Conformance):
                     )
                     energy[reading.uuid] = total
             for row in usage_of(rig, session):
-                total = row.throttled_seconds_total + row.oom_total
-                assert total >= throttled.get(row.uuid, 0), (
-                    f"throttled_seconds_total and oom_total must never fall, got {row}"
-                )
-                throttled[row.uuid] = total
+                fell = fallen(rows.get(row.uuid, row), row)
+                assert not fell, f"totals must never fall while a worker runs: {fell}"
+                rows[row.uuid] = row
 
     def test_usage_is_empty_without_workers(self, rig: Rig, session: NodeBackend) -> None:
         """Other processes of the machine are nobody's workers."""

@@ -12,7 +12,7 @@ from tensorfusion.testing.conformance.base import (
     worker_spec,
 )
 from tensorfusion.testing.conformance.calls import refused, works
-from tensorfusion.testing.conformance.readings import metrics_of, usage_of
+from tensorfusion.testing.conformance.readings import fallen, metrics_of, usage_of
 
 CYCLES = 5
 UNKNOWN_DEVICE = "conformance-no-such-device"
@@ -40,9 +40,8 @@ class WorkersConformance(Conformance):
         )
         for key, value in prepared.env.items():
             assert isinstance(value, str), f"env must map text to text, got {key}={value!r}"
-            assert key and not {"=", "\0"} & set(key) and "\0" not in value, (
-                f"env must be valid for a process, got {key!r}={value!r}"
-            )
+            valid = key and not {"=", "\0"} & set(key) and "\0" not in value
+            assert valid, f"env must be valid for a process, got {key!r}={value!r}"
         paths = [*prepared.device_paths, *(m.host_path for m in prepared.mounts)]
         wrong = [path for path in paths if not path.startswith("/")]
         assert not wrong, f"device_paths and mounts must be absolute paths, got {wrong}"
@@ -70,13 +69,13 @@ class WorkersConformance(Conformance):
             f" from {before} to {after}"
         )
         for old, new in zip(before, after, strict=True):
-            assert (
-                new.throttled_seconds_total >= old.throttled_seconds_total
-                and new.oom_total >= old.oom_total
-                and new.vram_bytes >= old.vram_bytes * 0.9
-            ), (
-                f"prepare must be idempotent: the same spec again must not restart the worker's"
-                f" totals or memory, went from {old} to {new}"
+            assert fallen(old, new) == "", (
+                f"prepare must be idempotent: the same spec again must not restart totals:"
+                f" {fallen(old, new)}"
+            )
+            assert new.vram_bytes >= old.vram_bytes * 0.9, (
+                f"prepare must be idempotent: the same spec again must not take memory away:"
+                f" {old}, then {new}"
             )
         session.release(spec.worker)
         assert not session.workers(), (
@@ -118,7 +117,8 @@ class WorkersConformance(Conformance):
         session.release(spec.worker)
         session.prepare(spec)
         for row in usage_of(rig, session):
-            assert row.throttled_seconds_total == 0 and row.oom_total == 0, (
+            totals = (row.throttled_seconds_total, row.oom_total)
+            assert totals == (0, 0), (
                 f"release must be complete: totals of a released worker came back in {row}"
             )
 

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import threading
 import uuid as uuids
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -129,11 +129,13 @@ class SimulatedSession:
             self._check_devices(spec)
             known = self._specs.get(spec.worker)
             if known != spec:
-                self._advance(spec.devices)
+                profile = _profile(spec)
+                self._advance({*spec.devices, *(known.devices if known else ())})
+                counters = self._counters(known) if known else {}
                 if known is not None:
                     self._detach(spec.worker)
                 self._started.setdefault(spec.worker, self._context.clock.now())
-                self._attach(spec)
+                self._attach(spec, profile, counters)
                 self._save()
         return PreparedWorker(
             env={"TENSORFUSION_SIMULATED_DEVICES": ",".join(spec.devices)},
@@ -310,7 +312,7 @@ class SimulatedSession:
                 worker: WorkerState(
                     spec=spec_to_json(spec),
                     started=self._started[worker],
-                    cards=self._counters(worker),
+                    cards=self._counters(spec),
                 )
                 for worker, spec in self._specs.items()
             },
@@ -325,11 +327,11 @@ class SimulatedSession:
                 "simulated", f"{self._state_file} cannot be written: {error.strerror}"
             ) from error
 
-    def _counters(self, worker: str) -> dict[str, CounterState]:
-        """What a worker has counted and holds, by card."""
+    def _counters(self, spec: WorkerSpec) -> dict[str, CounterState]:
+        """What a worker holds and has counted, by card."""
         found = {}
-        for uuid, card in self._cards.items():
-            tenant = card.tenants.get(worker)
+        for uuid in spec.devices:
+            tenant = self._cards[uuid].tenants.get(spec.worker) if uuid in self._cards else None
             if tenant is not None:
                 found[uuid] = CounterState(
                     vram_bytes=tenant.vram_bytes,

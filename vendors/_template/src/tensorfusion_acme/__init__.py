@@ -1,0 +1,1 @@
+"""TensorFusion vendor backend: Acme accelerators."""
