@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 GENERATORS = (
     ("tensorfusion.api.crd", "crd_files", "core/tensorfusion/deploy/crds"),
     ("tensorfusion.api.reference", "reference_files", "docs/reference/generated"),
+    ("tensorfusion.admission.annotations", "annotation_reference", "docs/reference/generated"),
+    ("reference_pages", "pages", "docs/reference/generated"),
     ("tensorfusion_dashboards.fleet", "generate", "."),
     ("tensorfusion_dashboards.rule_file", "generate", "."),
 )

@@ -78,9 +78,17 @@ def test_suite_without_a_vendor_says_what_is_missing(tmp_path):
 
 
 def test_suite_on_an_unknown_vendor_names_the_installed_ones(tmp_path):
-    done = run_suite("no-such", tmp_path, "-x")
-    assert done.returncode == pytest.ExitCode.TESTS_FAILED
-    assert "no backend 'no-such' is installed; installed: nvidia, simulated" in done.stdout
+    done = run_suite("no-such", tmp_path)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "no backend 'no-such' is installed; installed: nvidia, simulated" in done.stderr
+
+
+def test_suite_with_wrong_settings_names_the_field(tmp_path):
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("nodes:\n- {name: a, gpus: [{model: NoSuchCard}]}\n")
+    done = run_suite("simulated", tmp_path, "--settings", str(settings))
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "simulated node 'a': GPU model 'NoSuchCard' is not in the catalogue" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_step_settles_a_key_by_its_outcome(outcome, name, comes_again):
 
     assert controller.step("a") == name
     clock.advance(10)
-    assert (controller.queue.take()[0] == "a") == comes_again
+    assert (controller.queue.get(0) == "a") == comes_again
 
 
 def test_step_logs_our_errors_in_one_line_and_defects_with_a_trace(caplog):
@@ -86,7 +86,7 @@ def test_terminal_error_is_told_and_not_retried():
     clock.advance(3600)
 
     assert told == [("a", "BadSpec")]
-    assert controller.queue.take()[0] is None
+    assert controller.queue.get(0) is None
 
 
 def test_handler_of_a_terminal_error_that_fails_is_retried():
@@ -97,7 +97,7 @@ def test_handler_of_a_terminal_error_that_fails_is_retried():
 
     assert controller.step("a") == "conflict"
     clock.advance(10)
-    assert controller.queue.take()[0] == "a"
+    assert controller.queue.get(0) == "a"
 
 
 def test_reconciles_are_counted_by_result():

@@ -11,14 +11,23 @@ from tensorfusion.runtime.workqueue import WorkQueue
 from tensorfusion.testing.clock import FakeClock
 
 
+LOCK = threading.Condition()
+
+
 def queue(**kwargs):
-    clock = FakeClock()
+    clock = FakeClock(0)
     return WorkQueue("q", clock, **kwargs), clock
+
+
+def take(q):
+    q.share(LOCK)
+    with LOCK:
+        return q.take()
 
 
 def take_all(q):
     taken = []
-    while (key := q.take()[0]) is not None:
+    while (key := take(q)[0]) is not None:
         taken.append(key)
     return taken
 
@@ -34,7 +43,7 @@ def test_key_waits_once_however_often_it_is_added():
 def test_key_that_is_added_while_worked_on_comes_again_afterwards():
     q, _ = queue()
     q.add("a")
-    assert q.take() == ("a", None)
+    assert take(q) == ("a", None)
     q.add("a")
     q.add("a")
 
@@ -50,9 +59,9 @@ def test_delayed_key_comes_when_it_is_due():
     q, clock = queue()
     q.add_after("a", 5)
 
-    assert q.take() == (None, 5.0)
+    assert take(q) == (None, 5.0)
     clock.advance(4.5)
-    assert q.take() == (None, 0.5)
+    assert take(q) == (None, 0.5)
     clock.advance(0.5)
     assert take_all(q) == ["a"]
 
@@ -83,7 +92,7 @@ def test_retries_back_off_until_forgotten():
     for _ in range(6):
         seconds = q.retry("a")
         steps.append(seconds)
-        clock.advance(seconds)
+        clock.advance(seconds + 0.001)
         assert take_all(q) == ["a"]
         q.done("a")
 
@@ -141,7 +150,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule()
     def take(self):
-        key, wait = self.q.take()
+        key, wait = take(self.q)
         self.promote()
         if key is None:
             assert not self.ready

@@ -74,6 +74,8 @@ def serve(
     from tensorfusion.runtime import logs, settings
 
     loaded = settings.load(config)
+    # Whatever is written from here on is for this user alone.
+    os.umask(0o077)
     logs.configure(log_level or loaded.log_level, log_format)
     # Shorter than the default of 5 ms: a request waits less for a busy controller thread.
     sys.setswitchinterval(0.005)

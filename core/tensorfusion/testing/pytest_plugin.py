@@ -47,12 +47,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Ask for ``--vendor`` when the installed suite itself is run without it."""
-    if config.getoption("--vendor"):
-        return
+    """Ask for ``--vendor``, the name of an installed backend, when the suite itself is run."""
     modules = (getattr(getattr(item, "module", None), "__name__", "") for item in items)
-    if any(name == f"{SUITE}.test_backend" for name in modules):
+    if f"{SUITE}.test_backend" not in modules:
+        return
+    from tensorfusion.errors import ConfigError
+    from tensorfusion.testing.conformance.finding import installed_backend
+
+    vendor: str = config.getoption("--vendor")
+    if not vendor:
         raise pytest.UsageError(
             f"{SUITE} tests one installed backend: name it with --vendor NAME"
             " (`tensorfusion plugins` lists them)"
         )
+    try:
+        installed_backend(vendor, config.getoption("--settings"))
+    except ConfigError as error:
+        raise pytest.UsageError(str(error)) from error

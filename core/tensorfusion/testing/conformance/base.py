@@ -50,11 +50,13 @@ class Rig:
         settings: Mapping[str, object],
         call_seconds: float,
         load_command: str = "",
+        stand_in: bool = False,
     ) -> None:
         self.backend = backend
         self.capabilities = backend.capabilities()
         self.call_seconds = call_seconds
-        self.is_model = Enforcement.SIMULATED in self.capabilities.isolation.values()
+        simulates = Enforcement.SIMULATED in self.capabilities.isolation.values()
+        self.is_model = stand_in or simulates
         self.clock: Clock = FakeClock(SystemClock().now()) if self.is_model else SystemClock()
         self.load_command = load_command
         self.node = next(iter(backend.nodes(settings)), "")
@@ -127,10 +129,13 @@ class Conformance:
     Attributes:
         vendor: The backend under test; empty takes the option ``--vendor``.
         settings: The plugin's block of the settings; empty takes ``--settings``.
+        stand_in: The backend drives a stand-in without a time of its own, so that the suite
+            moves a fake clock instead of waiting.
     """
 
     vendor: ClassVar[str] = ""
     settings: ClassVar[Mapping[str, Any]] = {}
+    stand_in: ClassVar[bool] = False
 
     @pytest.fixture
     def backend(self, request: pytest.FixtureRequest) -> Backend:
@@ -154,6 +159,7 @@ class Conformance:
             settings=self.settings or read_settings(request.config.getoption("--settings")),
             call_seconds=seconds,
             load_command=request.config.getoption("--load-command"),
+            stand_in=self.stand_in,
         )
         yield rig
         rig.clean_up()

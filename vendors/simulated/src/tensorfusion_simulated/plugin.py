@@ -1,13 +1,19 @@
 """Hooks of the simulated vendor backend. Imports stay light: the simulator loads on first use."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tensorfusion import hookimpl
-from tensorfusion.spi.backend import Backend
+
+if TYPE_CHECKING:
+    import click
+    import msgspec
+
+    from tensorfusion.spi.backend import Backend
 
 
 @hookimpl
-def tensorfusion_backends() -> Sequence[Backend]:
+def tensorfusion_backends() -> "Sequence[Backend]":
     """Offer the simulator."""
     from tensorfusion_simulated.backend import SimulatedBackend
 
@@ -15,7 +21,7 @@ def tensorfusion_backends() -> Sequence[Backend]:
 
 
 @hookimpl
-def tensorfusion_settings() -> Sequence[type]:
+def tensorfusion_settings() -> "Sequence[type[msgspec.Struct]]":
     """Offer the description of the simulated machines."""
     from tensorfusion_simulated.description import SimulatedSettings
 
@@ -23,7 +29,7 @@ def tensorfusion_settings() -> Sequence[type]:
 
 
 @hookimpl
-def tensorfusion_commands() -> Sequence[object]:
+def tensorfusion_commands() -> "Sequence[click.Command]":
     """Offer ``tensorfusion simulated``."""
     from tensorfusion_simulated.commands import group
 

@@ -1,0 +1,65 @@
+"""The NVIDIA backend: real devices of this machine, through the driver's management library."""
+
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tensorfusion.errors import BackendError
+from tensorfusion.spi.backend import Capabilities, NodeBackend, NodeContext
+from tensorfusion_nvidia.nvml import Library, Nvml
+from tensorfusion_nvidia.session import ENFORCEMENT, NvidiaSession
+
+
+class NvidiaBackend:
+    """NVIDIA GPUs. It finds, reads and hands out devices; it enforces nothing yet.
+
+    Args:
+        library: A stand-in for ``pynvml``, for tests.
+        proc: The kernel's process folder.
+        sysfs: The kernel's device folder.
+    """
+
+    name = "nvidia"
+    vendor = "NVIDIA"
+
+    def __init__(
+        self,
+        library: Library | None = None,
+        *,
+        proc: Path = Path("/proc"),
+        sysfs: Path = Path("/sys"),
+    ) -> None:
+        self._nvml = Nvml(library)
+        self._proc = proc
+        self._sysfs = sysfs
+
+    def available(self) -> tuple[bool, str]:
+        """Tell whether the driver answers and has a device."""
+        try:
+            self._nvml.start()
+            count = self._nvml.call("nvmlDeviceGetCount")
+        except BackendError as error:
+            return False, str(error)
+        return (True, "") if count else (False, "the NVIDIA driver has no device")
+
+    def capabilities(self) -> Capabilities:
+        """Tell what works: everything but limits that bind, which nothing enforces yet."""
+        return Capabilities(
+            isolation=ENFORCEMENT,
+            metrics=True,
+            process_usage=True,
+            live_limits=True,
+        )
+
+    def nodes(self, settings: Mapping[str, object]) -> Sequence[str]:
+        """Name this machine."""
+        return [socket.gethostname().lower()]
+
+    def open(self, context: NodeContext) -> NodeBackend:
+        """Start a session with this machine's devices.
+
+        Raises:
+            BackendError: The driver does not answer.
+        """
+        self._nvml.start()
+        return NvidiaSession(self._nvml, context, proc=self._proc, sysfs=self._sysfs)

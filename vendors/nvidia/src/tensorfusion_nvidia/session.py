@@ -1,0 +1,222 @@
+"""A session with the NVIDIA devices of this machine.
+
+Workers are told which devices are theirs by environment and device files; their limits are kept
+as bookkeeping, and every answer says so (`Enforcement.NONE`).
+"""
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tensorfusion.errors import BackendError, DeviceLost
+from tensorfusion.spi.backend import (
+    DeviceInfo,
+    DeviceMetrics,
+    Enforcement,
+    Link,
+    NodeContext,
+    Partition,
+    PreparedWorker,
+    Share,
+    WorkerSpec,
+    WorkerUsage,
+)
+from tensorfusion_nvidia.devices import Found, find_devices, read_metrics
+from tensorfusion_nvidia.links import find_links
+from tensorfusion_nvidia.nvml import VENDOR, Nvml
+from tensorfusion_nvidia.processes import WORKER_VARIABLE, ProcessTable, ProcessUse, process_uses
+from tensorfusion_nvidia.state import load_state, save_state
+
+log = logging.getLogger(__name__)
+ENFORCEMENT: Mapping[str, Enforcement] = {"shared": Enforcement.NONE, "soft": Enforcement.NONE}
+SHARED_PATHS = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
+WINDOW_MICROSECONDS = 10_000_000
+"""The first reading looks this far back; the driver keeps about that much."""
+
+
+class NvidiaSession:
+    """Devices and workers of one machine.
+
+    Concurrency: one lock guards the workers and what was last read; the driver's own calls are
+    safe from any thread.
+    """
+
+    def __init__(self, nvml: Nvml, context: NodeContext, *, proc: Path, sysfs: Path) -> None:
+        self._nvml = nvml
+        self._clock = context.clock
+        self._sysfs = sysfs
+        self._file = context.state_dir / "nvidia.json"
+        self._lock = threading.RLock()
+        self._state = load_state(self._file)
+        self._processes = ProcessTable(proc)
+        self._known: dict[str, Found] = {}
+        self._read_until: dict[str, int] = {}
+
+    def discover(self) -> Sequence[DeviceInfo]:
+        """List the devices; one that fell off the bus since is listed as unhealthy."""
+        with self._lock:
+            return [device.info for device in self._refresh()]
+
+    def topology(self) -> Sequence[Link]:
+        """List what NVLink joins."""
+        with self._lock:
+            return find_links(self._nvml, [d for d in self._refresh() if d.handle is not None])
+
+    def metrics(self) -> Sequence[DeviceMetrics]:
+        """Read every device that answers."""
+        with self._lock:
+            readings = []
+            for device in self._devices():
+                try:
+                    readings.append(read_metrics(self._nvml, device, self._clock.now()))
+                except DeviceLost as error:
+                    log.warning("device lost", extra={"gpu": device.info.uuid, "error": str(error)})
+            return readings
+
+    def usage(self) -> Sequence[WorkerUsage]:
+        """Add up the processes of each worker, per device."""
+        with self._lock:
+            now = self._clock.now()
+            rows = []
+            for device in self._devices():
+                uuid = device.info.uuid
+                specs = [s for s in self._state.workers.values() if uuid in s.devices]
+                if not specs:
+                    continue
+                uses = self._uses_by_worker(device, [spec.worker for spec in specs], now)
+                rows += [
+                    _row(spec.worker, device, uses.get(spec.worker, ()), now) for spec in specs
+                ]
+            return rows
+
+    def prepare(self, spec: WorkerSpec) -> PreparedWorker:
+        """Hand devices to a worker."""
+        if spec.isolation not in ENFORCEMENT:
+            raise BackendError(
+                VENDOR,
+                f"worker {spec.namespace}/{spec.name}: isolation {spec.isolation!r} is not"
+                f" offered; allowed: {', '.join(ENFORCEMENT)}",
+            )
+        with self._lock:
+            devices = [self._device(spec, uuid) for uuid in spec.devices]
+            if self._state.workers.get(spec.worker) != spec:
+                self._store({**self._state.workers, spec.worker: spec})
+        visible = ",".join(spec.devices)
+        return PreparedWorker(
+            env={
+                "NVIDIA_VISIBLE_DEVICES": visible,
+                "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
+                "CUDA_VISIBLE_DEVICES": visible,
+                WORKER_VARIABLE: spec.worker,
+            },
+            device_paths=(
+                *(f"/dev/nvidia{device.minor}" for device in devices if device.minor is not None),
+                *SHARED_PATHS,
+            ),
+            enforcement=ENFORCEMENT[spec.isolation],
+        )
+
+    def set_limits(self, worker: str, share: Share) -> None:
+        """Keep a worker's new share; like the old one it binds nothing."""
+        with self._lock:
+            spec = self._state.workers.get(worker)
+            if spec is None:
+                raise BackendError(VENDOR, f"worker {worker!r} was not prepared")
+            changed = dataclasses.replace(spec, share=share)
+            self._store({**self._state.workers, worker: changed})
+
+    def release(self, worker: str) -> None:
+        """Take a worker's devices back; its processes are its pod's to end."""
+        with self._lock:
+            if worker in self._state.workers:
+                left = {w: spec for w, spec in self._state.workers.items() if w != worker}
+                self._store(left)
+                self._processes.forget(worker)
+
+    def workers(self) -> Sequence[WorkerSpec]:
+        """List prepared workers."""
+        with self._lock:
+            return list(self._state.workers.values())
+
+    def create_partition(self, uuid: str, template: str) -> Partition:
+        """Refuse: MIG is not driven yet."""
+        raise BackendError(VENDOR, f"device {uuid}: partitions are not offered yet")
+
+    def remove_partition(self, uuid: str) -> None:
+        """Do nothing: there is none."""
+
+    def snapshot(self, worker: str, target: Path) -> None:
+        """Refuse: device state is not saved yet."""
+        raise BackendError(VENDOR, f"worker {worker}: snapshot is not offered yet")
+
+    def resume(self, worker: str, source: Path) -> None:
+        """Refuse: device state is not restored yet."""
+        raise BackendError(VENDOR, f"worker {worker}: resume is not offered yet")
+
+    def close(self) -> None:
+        """End the session. The library stays initialised: other sessions of the process use it."""
+
+    def _store(self, workers: dict[str, WorkerSpec]) -> None:
+        """Change the workers, on disk first: what could not be written is not believed either."""
+        changed = type(self._state)(workers)
+        save_state(self._file, changed)
+        self._state = changed
+
+    def _refresh(self) -> list[Found]:
+        """Ask the driver for its devices and keep those that it has lost as unhealthy."""
+        found = {d.info.uuid: d for d in find_devices(self._nvml, self._sysfs)}
+        for uuid, device in self._known.items():
+            if uuid not in found:
+                lost = "the driver does not find the device any more"
+                info = dataclasses.replace(device.info, healthy=False, message=lost)
+                found[uuid] = Found(None, info, device.minor)
+        self._known = found
+        return sorted(found.values(), key=lambda device: device.info.index)
+
+    def _devices(self) -> list[Found]:
+        """Devices that answer, as last found."""
+        found = self._known.values() if self._known else self._refresh()
+        return [device for device in found if device.handle is not None]
+
+    def _device(self, spec: WorkerSpec, uuid: str) -> Found:
+        if uuid not in self._known:
+            self._refresh()
+        device = self._known.get(uuid)
+        if device is None:
+            known = ", ".join(self._known) or "none"
+            raise BackendError(
+                VENDOR,
+                f"worker {spec.namespace}/{spec.name}: no device {uuid!r} here; known: {known}",
+            )
+        if not device.info.healthy:
+            raise BackendError(VENDOR, f"device {uuid} takes no work: {device.info.message}")
+        return device
+
+    def _uses_by_worker(
+        self, device: Found, workers: Sequence[str], now: float
+    ) -> dict[str, list[ProcessUse]]:
+        uuid, until = device.info.uuid, int(now * 1e6)
+        since = self._read_until.get(uuid, until - WINDOW_MICROSECONDS)
+        self._read_until[uuid] = until
+        found: dict[str, list[ProcessUse]] = {}
+        try:
+            for use in process_uses(self._nvml, device, since):
+                worker = self._processes.worker_of(use.pid, workers)
+                if worker:
+                    found.setdefault(worker, []).append(use)
+        except DeviceLost as error:
+            log.warning("device lost", extra={"gpu": uuid, "error": str(error)})
+        return found
+
+
+def _row(worker: str, device: Found, uses: Sequence[ProcessUse], now: float) -> WorkerUsage:
+    ratio = min(1.0, sum(use.compute_ratio for use in uses))
+    return WorkerUsage(
+        worker=worker,
+        uuid=device.info.uuid,
+        time=now,
+        compute_gflops=ratio * device.info.compute_gflops,
+        vram_bytes=sum(use.vram_bytes for use in uses),
+    )
