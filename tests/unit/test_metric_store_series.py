@@ -86,7 +86,7 @@ def test_increase_adds_up_over_resets(steps, resets):
         # A steady second of growth a second: the window's edges are filled in.
         ([(t, t) for t in range(101, 160)], 100, 160, 60),
         # The series began inside the window: half a step before its first sample.
-        ([(130, 10), (140, 20), (150, 30)], 100, 155, 30),
+        ([(130, 100), (140, 110), (150, 120)], 100, 155, 30),
         # ... but never below the counter's zero.
         ([(130, 1), (140, 11), (150, 21)], 100, 150, 21),
         # It ended inside the window: half a step after its last sample.

@@ -122,7 +122,7 @@ def show(value: float, unit: str) -> str:
         case "bytes":
             return human_bytes(round(value))
         case "flops":
-            return human_tflops(round(value / 1e9))
+            return f"{human_tflops(round(value / 1e9))} TFLOPS"
         case "seconds":
             return f"{value:.1f} s"
         case _:

@@ -60,8 +60,8 @@ from tensorfusion.spi.observe import AllocationEvent
 from tensorfusion.sqlite import SQLiteStore
 
 log = logging.getLogger(__name__)
-DISCOVERY_SECONDS = 2.0
-GPU_STATUS_SECONDS = 0.5
+DISCOVERY_SECONDS = 3.0
+GPU_STATUS_SECONDS = 1.0
 QUOTA_STATUS_SECONDS = 2.0
 COLLECT_SECONDS = 0.5
 

@@ -34,7 +34,7 @@ from tensorfusion.spi.metrics import MetricStore
 from tensorfusion.spi.recommender import Amounts, Proposal, Recommender, WorkloadView
 from tensorfusion.store.informer import Informer, split_key
 from tensorfusion.store.interface import Store
-from tensorfusion.units import format_bytes, format_tflops, human_bytes, human_tflops
+from tensorfusion.units import format_bytes, format_tflops
 
 log = logging.getLogger(__name__)
 MANAGER = "tensorfusion-autoscaler"
@@ -292,11 +292,7 @@ class Autoscaler:
             return
         grows = request.gflops > view.request.gflops or request.vram_bytes > view.request.vram_bytes
         self._count("raise" if grows else "lower")
-        message = (
-            f"TFLOPS {human_tflops(view.request.gflops)} -> {human_tflops(request.gflops)},"
-            f" VRAM {human_bytes(view.request.vram_bytes)} -> {human_bytes(request.vram_bytes)}"
-            f" on {applied} worker(s): {proposal.why}"
-        )
+        message = f"{applied} worker(s): {proposal.why}"
         self._events.event(
             reference, "ResourceScaledUp" if grows else "ResourceScaledDown", message
         )

@@ -78,7 +78,7 @@ def serve(
     os.umask(0o077)
     logs.configure(log_level or loaded.log_level, log_format)
     # Shorter than the default of 5 ms: a request waits less for a busy controller thread.
-    sys.setswitchinterval(0.005)
+    sys.setswitchinterval(0.0005)
     # Caches hold hundreds of thousands of small objects that never form cycles; with the default
     # thresholds the collector walks them again and again.
     gc.set_threshold(100_000, 50, 100)

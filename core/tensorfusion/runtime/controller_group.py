@@ -17,7 +17,7 @@ from tensorfusion.runtime.controller import Controller
 from tensorfusion.store.informer import Informer
 
 log = logging.getLogger(__name__)
-SLICE_SECONDS = 0.008
+SLICE_SECONDS = 0.004
 """How long one commit's worth of work may take: what a request on the wire waits for at most."""
 
 

@@ -8,6 +8,7 @@ from typing import Final
 from tensorfusion.api.resource import JsonObject
 from tensorfusion.sqlite.database import Database, translated
 from tensorfusion.sqlite.events import Change, Ring
+from tensorfusion.sqlite.fair_lock import FairLock
 from tensorfusion.sqlite.preparation import owner_uids
 from tensorfusion.sqlite.records import Key, Record, at_version
 
@@ -63,7 +64,7 @@ class Journal:
         self._database = database
         self._ring = ring
         self._cache = cache
-        self._lock = threading.RLock()
+        self._lock = FairLock()
         self._owner = 0
         self._depth = 0
         self._version = ring.version

@@ -1,4 +1,6 @@
-"""A stand-in for ``pynvml``: an eight-way machine in memory, with the module's own names."""
+"""A stand-in for ``pynvml``: machines in memory, with the module's own names."""
+
+# ruff: noqa: N801, N802 - the names are NVML's
 
 from types import SimpleNamespace
 from typing import Any

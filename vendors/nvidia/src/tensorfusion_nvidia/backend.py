@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tensorfusion.errors import BackendError
 from tensorfusion.spi.backend import Capabilities, NodeBackend, NodeContext
-from tensorfusion_nvidia.nvml import Library, Nvml
+from tensorfusion_nvidia.nvml import VENDOR, Library, Nvml
 from tensorfusion_nvidia.session import ENFORCEMENT, NvidiaSession
 
 
@@ -39,7 +39,7 @@ class NvidiaBackend:
             self._nvml.start()
             count = self._nvml.call("nvmlDeviceGetCount")
         except BackendError as error:
-            return False, str(error)
+            return False, str(error).removeprefix(f"{VENDOR}: ")
         return (True, "") if count else (False, "the NVIDIA driver has no device")
 
     def capabilities(self) -> Capabilities:
