@@ -168,10 +168,14 @@ def test_full_disk_is_one_clear_line_and_loses_nothing(tmp_path) -> None:
         store = SQLiteStore(small / "state.db")
         body = {"metadata": {"name": "first"}, "data": {"x": "y"}}
         store.create(CONFIG_MAPS, body, "default")
-        with pytest.raises(ApiError, match=r"(?i)disk|space|full"):
+
+        def fill() -> None:
             for number in range(200):
                 big = {"metadata": {"name": f"big-{number}"}, "data": {"x": "y" * 50_000}}
                 store.create(CONFIG_MAPS, big, "default")
+
+        with pytest.raises(ApiError, match=r"(?i)disk|space|full"):
+            fill()
         assert store.get(CONFIG_MAPS, "first", "default")["data"] == {"x": "y"}
         store.close()
     finally:
