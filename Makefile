@@ -12,6 +12,9 @@ export XDG_CACHE_HOME := $(CURDIR)/$(VENV)/.cache
 endif
 export PYTHONDONTWRITEBYTECODE :=
 export UV_LINK_MODE ?= copy
+# Trust what the machine trusts, as pip does.
+export UV_SYSTEM_CERTS ?= 1
+export UV_NATIVE_TLS ?= 1
 UV := $(BIN)/uv
 
 .DEFAULT_GOAL := help
