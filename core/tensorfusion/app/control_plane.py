@@ -16,6 +16,7 @@ from typing import IO
 import msgspec
 
 from tensorfusion import __version__
+from tensorfusion.admission import Migration
 from tensorfusion.alerting import Dispatcher, Evaluator
 from tensorfusion.api import registry
 from tensorfusion.api.core.pod import Pod
@@ -96,7 +97,10 @@ class ControlPlane:
         self._build_hypervisor()
         self._build_controllers()
         self._build_alerting()
-        self.store.set_admission(StoreAdmission(self.store, self.placer, self.host))
+        migration = migration_of(settings)
+        self.store.set_admission(
+            StoreAdmission(self.store, self.placer, self.host, migration=migration)
+        )
         self.server = self._build_server(port)
 
     def start(self) -> None:
@@ -443,6 +447,20 @@ def choose_backend(host: PluginHost, settings: Settings) -> Backend:
             " try `pip install tensorfusion-simulated`"
         )
     return backends["simulated"]
+
+
+def migration_of(settings: Settings) -> Migration | None:
+    """Decode which native GPU pods are taken over; None when none are.
+
+    Raises:
+        ConfigError: A field is unknown or wrong; names it.
+    """
+    if not settings.auto_migration:
+        return None
+    try:
+        return msgspec.convert(settings.auto_migration, Migration)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"auto_migration: {error}") from error
 
 
 def backend_settings(backend: Backend, settings: Settings) -> dict[str, object]:

@@ -82,8 +82,8 @@ class NodeController:
         gpu_node = self._gpu_nodes.get(key)
         pool = self._pool_for(node, gpu_node) if node is not None else None
         if node is None or pool is None:
+            self._release(self._gpus.by_index("node", key))
             if gpu_node is not None:
-                self._release(self._gpus.by_index("node", key))
                 self._store.delete(GPU_NODES, key)
             return DONE
         if gpu_node is None:

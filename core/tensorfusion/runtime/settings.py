@@ -36,6 +36,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     Attributes:
         plugin_settings: Plugin name to its own block.
         backend: Backend to use; empty means a real GPU's if one is found, else the simulator.
+        auto_migration: Which pods with native GPU requests are taken over: ``enable``, and scopes
+            ``includes`` and ``excludes``; see the how-to guide on migration.
         metric_store: Name of the metric store plugin.
         sample_seconds: How often hypervisors read devices and workers.
         autoscale_seconds: Pause between passes of the autoscaler.
@@ -46,6 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     plugin_settings: dict[str, dict[str, Any]] = {}
     backend: str = ""
     simulated: SimulatedPool = SimulatedPool()
+    auto_migration: dict[str, Any] = {}
     metric_store: str = "embedded"
     metrics_retention_seconds: Seconds = 8 * 86400.0
     sample_seconds: Seconds = 1.0
@@ -82,7 +85,12 @@ def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Set
     for field in msgspec.structs.fields(Settings):
         variable = ENVIRONMENT_PREFIX + field.name.upper()
         text = overrides.get(variable)
-        if text is not None and field.name not in ("plugins", "plugin_settings", "simulated"):
+        if text is not None and field.name not in (
+            "plugins",
+            "plugin_settings",
+            "simulated",
+            "auto_migration",
+        ):
             data[field.name] = text
             sources[field.name] = variable
     denied = overrides.get(ENVIRONMENT_PREFIX + "PLUGINS_DENY")
