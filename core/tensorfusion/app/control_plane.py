@@ -262,6 +262,8 @@ class ControlPlane:
             deployments.controller,
             replica_sets.controller,
         ]
+        for controller in self._controllers:
+            controller.instruments = self.instruments
         autoscaler = Autoscaler(
             store,
             informers.workloads,

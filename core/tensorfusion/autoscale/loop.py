@@ -3,7 +3,6 @@
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from typing import Protocol
 
 from tensorfusion.api import pod_view
@@ -385,7 +384,7 @@ def _resized(held: Amount, wanted: Amounts) -> Amount:
     vram_bytes = wanted.vram_bytes or held.vram_bytes
     if wanted.gflops:
         return Amount(gflops=wanted.gflops, vram_bytes=vram_bytes)
-    return replace(held, vram_bytes=vram_bytes)
+    return Amount(vram_bytes=vram_bytes, gflops=held.gflops, milli_percent=held.milli_percent)
 
 
 def _resource(amounts: Amounts) -> JsonObject:

@@ -7,7 +7,7 @@ takes turns does the same work with a fraction of the switches.
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,12 +17,17 @@ from tensorfusion.runtime.controller import Controller
 from tensorfusion.store.informer import Informer
 
 log = logging.getLogger(__name__)
-SLICE_SECONDS = 0.004
+SLICE_SECONDS = 0.012
 """How long one commit's worth of work may take: what a request on the wire waits for at most."""
 
 
+PAUSE_SECONDS = 0.006
+"""Rest between two slices: the server gets the interpreter to itself for a few requests, and the
+next slice finds more to do in one commit."""
+
+
 class ControllerGroup:
-    """Serves the queues of its controllers in turns.
+    """Serves the queues of its controllers in turns; the first one goes before all others.
 
     Args:
         batch: Groups the store's writes into one commit.
@@ -70,6 +75,7 @@ class ControllerGroup:
             found = self._next(wait=True, stop=stop)
             if found is not None:
                 self._work(*found, stop)
+                self._clock.wait(stop, PAUSE_SECONDS)
 
     def _work(self, controller: Controller, key: str, stop: threading.Event) -> None:
         """Do a slice of work in one commit.
@@ -97,12 +103,19 @@ class ControllerGroup:
         for owner, name in worked:
             owner.queue.done(name)
 
+    def _order(self) -> Iterator[int]:
+        """The first controller first, then the others in turns."""
+        yield 0
+        for offset in range(len(self._controllers)):
+            index = (self._turn + offset) % len(self._controllers)
+            if index:
+                yield index
+
     def _next(self, *, wait: bool, stop: threading.Event) -> tuple[Controller, str] | None:
         """Take a key from the next controller that has one."""
         with self._condition:
             soonest: float | None = None
-            for offset in range(len(self._controllers)):
-                index = (self._turn + offset) % len(self._controllers)
+            for index in self._order():
                 key, due = self._controllers[index].queue.take()
                 if key is not None:
                     self._turn = index + 1
