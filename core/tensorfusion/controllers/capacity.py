@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tensorfusion.api.gpu import GPU
+from tensorfusion.api.node import GPUNodeStatus
+from tensorfusion.api.pool import GPUPoolStatus
 from tensorfusion.api.resource import JsonObject
 from tensorfusion.model.device import Device
 from tensorfusion.units import format_bytes, format_tflops, parse_bytes, parse_gflops
@@ -22,19 +24,11 @@ class Capacity:
     virtual_available_gflops: int = 0
     virtual_available_vram_bytes: int = 0
 
-    def plus(self, other: "Capacity") -> "Capacity":
-        """Add two capacities."""
-        return Capacity(
-            *(getattr(self, f) + getattr(other, f) for f in Capacity.__dataclass_fields__)
-        )
-
 
 def total(parts: Iterable[Capacity]) -> Capacity:
     """Add capacities up."""
-    result = Capacity()
-    for part in parts:
-        result = result.plus(part)
-    return result
+    columns = zip(*(astuple(part) for part in parts), strict=True)
+    return Capacity(*(sum(column) for column in columns))
 
 
 def of_gpu(gpu: GPU, device: Device | None) -> Capacity:
@@ -76,22 +70,29 @@ def to_status(capacity: Capacity) -> JsonObject:
     }
 
 
-def of_status(status: JsonObject) -> Capacity:
+def of_status(status: GPUNodeStatus | GPUPoolStatus) -> Capacity:
     """Read those fields back."""
-
-    def gflops(key: str) -> int:
-        return parse_gflops(status.get(key) or 0)
-
-    def size(key: str) -> int:
-        return parse_bytes(status.get(key) or 0)
-
     return Capacity(
-        gflops=gflops("totalTFlops"),
-        vram_bytes=size("totalVRAM"),
-        virtual_gflops=gflops("virtualTFlops"),
-        virtual_vram_bytes=size("virtualVRAM"),
-        available_gflops=gflops("availableTFlops"),
-        available_vram_bytes=size("availableVRAM"),
-        virtual_available_gflops=gflops("virtualAvailableTFlops"),
-        virtual_available_vram_bytes=size("virtualAvailableVRAM"),
+        gflops=parse_gflops(status.total_tflops or 0),
+        vram_bytes=parse_bytes(status.total_vram or 0),
+        virtual_gflops=parse_gflops(status.virtual_tflops or 0),
+        virtual_vram_bytes=parse_bytes(status.virtual_vram or 0),
+        available_gflops=parse_gflops(status.available_tflops or 0),
+        available_vram_bytes=parse_bytes(status.available_vram or 0),
+        virtual_available_gflops=parse_gflops(status.virtual_available_tflops or 0),
+        virtual_available_vram_bytes=parse_bytes(status.virtual_available_vram or 0),
+    )
+
+
+def astuple(part: Capacity) -> tuple[int, ...]:
+    """The amounts in the order of the fields (`dataclasses.astuple` copies deeply, and slowly)."""
+    return (
+        part.gflops,
+        part.vram_bytes,
+        part.virtual_gflops,
+        part.virtual_vram_bytes,
+        part.available_gflops,
+        part.available_vram_bytes,
+        part.virtual_available_gflops,
+        part.virtual_available_vram_bytes,
     )

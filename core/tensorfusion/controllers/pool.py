@@ -216,28 +216,28 @@ class ClusterController:
 
 def pool_status(nodes: list[GPUNode], running: int) -> JsonObject:
     """Add the nodes of a pool up."""
-    statuses = [to_json(n.status) for n in nodes if n.status is not None]
+    statuses = [n.status for n in nodes if n.status is not None]
     sums = capacity.total(capacity.of_status(s) for s in statuses)
     return {
         **capacity.to_status(sums),
         "totalNodes": len(nodes),
         "readyNodes": running,
         "notReadyNodes": len(nodes) - running,
-        "totalGPUs": sum(s.get("totalGPUs", 0) for s in statuses),
-        "runningAppsCnt": sum(s.get("totalGPUPods", 0) for s in statuses),
+        "totalGPUs": sum(s.total_gpus or 0 for s in statuses),
+        "runningAppsCnt": sum(s.total_gpu_pods or 0 for s in statuses),
     }
 
 
 def cluster_status(pools: list[GPUPool], running: set[str]) -> JsonObject:
     """Add the pools of a cluster up."""
-    statuses = [to_json(p.status) for p in pools if p.status is not None]
+    statuses = [p.status for p in pools if p.status is not None]
     sums = capacity.total(capacity.of_status(s) for s in statuses)
     names_of = {p.metadata.name for p in pools}
     return {
         **capacity.to_status(sums),
         "totalPools": len(pools),
-        "totalNodes": sum(s.get("totalNodes", 0) for s in statuses),
-        "totalGPUs": sum(s.get("totalGPUs", 0) for s in statuses),
+        "totalNodes": sum(s.total_nodes or 0 for s in statuses),
+        "totalGPUs": sum(s.total_gpus or 0 for s in statuses),
         "readyGPUPools": sorted(running),
         "notReadyGPUPools": sorted(names_of - running),
         "allocatedTFlopsPercent": _percent(sums.gflops - sums.available_gflops, sums.gflops),

@@ -81,12 +81,18 @@ class Discovery:
         for node, session in self._sessions.items():
             try:
                 found = session.discover()
+                now = {info.uuid: info for info in found}
+                before = self.infos.get(node, {})
+                if (
+                    now == before
+                    and node not in self._unseen
+                    and now.keys() <= self._published.keys()
+                ):
+                    continue  # a quiet node costs one look at its devices
                 links = session.topology()
             except BackendError as error:
                 log.warning("discovery failed", extra={"node": node, "error": str(error)})
                 continue
-            before = self.infos.get(node, {})
-            now = {info.uuid: info for info in found}
             self.infos[node] = now
             with self._batch():
                 if self._registers_nodes and node not in self._registered:

@@ -20,7 +20,9 @@ from tensorfusion.units import format_bytes, format_tflops
 
 log = logging.getLogger(__name__)
 MANAGER = "tensorfusion-scheduler"
-CHUNK = 100
+CHUNK = 25
+SHOW_SECONDS = 5.0
+"""How often the series of all GPUs are handed to the exposition: more often than scrapes come."""
 
 
 class GpuStatusWriter:
@@ -39,6 +41,8 @@ class GpuStatusWriter:
         self._instruments = instruments
         self._clock = clock
         self._batch = batch
+        self._stale = False
+        self._show_due = 0.0
 
     def run(self, stop: threading.Event, interval_seconds: float) -> None:
         """Write until ``stop`` is set, and once more at the end."""
@@ -61,7 +65,10 @@ class GpuStatusWriter:
                 log.warning("GPU status not written", extra={"error": str(error)})
                 with self._placer.lock:
                     self._placer.dirty.update(part)
-        if taken:
+        self._stale = self._stale or bool(taken)
+        if self._stale and self._clock.monotonic() >= self._show_due:
+            self._show_due = self._clock.monotonic() + SHOW_SECONDS
+            self._stale = False
             self._show()
         return len(taken)
 
