@@ -283,8 +283,8 @@ def _check_priority_class(obj: JsonObject, old: JsonObject | None) -> list[Cause
 
 
 def _check_budget(obj: JsonObject, _old: JsonObject | None) -> list[Cause]:
-    spec = obj.get("spec") or {}
-    if "minAvailable" in spec and "maxUnavailable" in spec:
+    spec = obj.get("spec")
+    if isinstance(spec, dict) and "minAvailable" in spec and "maxUnavailable" in spec:
         text = "minAvailable and maxUnavailable cannot be both set"
         return [invalid("object", text, "spec")]
     return []

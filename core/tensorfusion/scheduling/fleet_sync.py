@@ -66,7 +66,7 @@ class FleetSync:
         informers.nodes.subscribe(self.nodes.enqueue)
         informers.gpu_nodes.subscribe(self._gpu_node_changed)
         informers.gpus.subscribe(self._gpu_changed)
-        informers.pools.subscribe(self.pools.enqueue)
+        informers.pools.subscribe(self._pool_changed)
         informers.templates.subscribe(self._template_changed)
         informers.quotas.subscribe(self.quotas.enqueue)
 
@@ -148,6 +148,11 @@ class FleetSync:
         else:
             self._placer.put_quota(quota_of(quota))
         return DONE
+
+    def _pool_changed(self, change: Change[GPUPool]) -> None:
+        """Queue the pool when its spec changed; its status is written all the time."""
+        if change.old is None or change.new is None or change.old.spec != change.new.spec:
+            self.pools.queue.add(change.key)
 
     def _gpu_node_changed(self, change: Change[GPUNode]) -> None:
         old = change.old.metadata.labels if change.old is not None else None
