@@ -121,7 +121,7 @@ CASES = [
     RuleCase(
         "one busy moment counts for ten minutes",
         IDLE,
-        idle(flat(0, 600) + [1.0] + flat(0, 2100), 1) + idle(flat(0, 2700), 1, OTHER_GPU),
+        idle([*flat(0, 600), 1.0, *flat(0, 2100)], 1) + idle(flat(0, 2700), 1, OTHER_GPU),
         {1260: [(OTHER_GPU, "0%")], 2460: [(GPU, "0%"), (OTHER_GPU, "0%")]},
     ),
 ]

@@ -283,7 +283,11 @@ class Contended:
             theirs = {"type": "Ready", "status": str(self.times), "reason": "R"}
             theirs["status"] = "True" if self.times % 2 else "False"
             self.inner.patch(
-                WORKLOADS, name, {"status": {"conditions": [theirs]}}, namespace, subresource="status"
+                WORKLOADS,
+                name,
+                {"status": {"conditions": [theirs]}},
+                namespace,
+                subresource="status",
             )
         return self.inner.patch(resource, name, patch, namespace, **kwargs)
 

@@ -18,7 +18,11 @@ def world(cluster):
     )
     cluster.add(
         DeploymentController(
-            cluster.store, i.deployments, i.replica_sets, clock=cluster.clock, events=cluster.events()
+            cluster.store,
+            i.deployments,
+            i.replica_sets,
+            clock=cluster.clock,
+            events=cluster.events(),
         ),
         cluster.replica_sets,
     )
@@ -55,7 +59,11 @@ def serve(world, rounds=1):
                 view = world.informers.pods.get(f"default/{pod['metadata']['name']}")
                 status = running_status(view, "2025-01-01T00:00:00Z")
                 world.store.patch(
-                    PODS, pod["metadata"]["name"], {"status": status}, "default", subresource="status"
+                    PODS,
+                    pod["metadata"]["name"],
+                    {"status": status},
+                    "default",
+                    subresource="status",
                 )
         world.settle(3)
 

@@ -22,9 +22,7 @@ from tensorfusion_plugins.policies import tensorfusion_placement_policies as pol
 def world(cluster):
     i, store, clock = cluster.informers, cluster.store, cluster.clock
     cluster.add(
-        NodeController(
-            store, i.nodes, i.gpu_nodes, i.gpus, i.pools, devices=dict, clock=clock
-        ),
+        NodeController(store, i.nodes, i.gpu_nodes, i.gpus, i.pools, devices=dict, clock=clock),
         PoolController(
             store, i.pools, i.gpu_nodes, policies={p.name: p for p in policies()}, clock=clock
         ),
@@ -60,7 +58,12 @@ def fleet(world, *, gpus=2, settle=True):
 def hold(world, gpu, *pods):
     """Say that pods hold a share of a GPU, as the scheduler does."""
     held = [
-        {"name": pod, "namespace": "default", "uid": f"uid-{pod}", "limits": {"tflops": "50", "vram": "8Gi"}}
+        {
+            "name": pod,
+            "namespace": "default",
+            "uid": f"uid-{pod}",
+            "limits": {"tflops": "50", "vram": "8Gi"},
+        }
         for pod in pods
     ]
     apps = [{"name": "app", "namespace": "default", "count": len(held), "pods": held}]
@@ -131,7 +134,9 @@ def test_nothing_is_written_when_nothing_changed(world):
     ("broken", "phase", "reason"),
     [("gpu", "Pending", "NoHealthyGPU"), ("node", "Pending", "NodeNotReady")],
 )
-def test_node_is_not_ready_without_a_healthy_gpu_or_kubelet(world, conditions, broken, phase, reason):
+def test_node_is_not_ready_without_a_healthy_gpu_or_kubelet(
+    world, conditions, broken, phase, reason
+):
     fleet(world, gpus=1)
     was = conditions(world.get(GPU_NODES, "n1"))["Ready"]["lastTransitionTime"]
     if broken == "gpu":
@@ -263,7 +268,8 @@ def test_pool_with_an_unknown_policy_is_stalled_until_it_is_right(world, conditi
 
 def cluster_object(**pools):
     definitions = [
-        {"name": name, "isDefault": name == "one", "specTemplate": spec} for name, spec in pools.items()
+        {"name": name, "isDefault": name == "one", "specTemplate": spec}
+        for name, spec in pools.items()
     ]
     return {
         "apiVersion": names.API_VERSION,

@@ -182,7 +182,9 @@ def test_header_that_cannot_be_sent_is_refused_without_printing_it(value):
 def test_headers_are_never_logged(receiver, caplog):
     receiver.answer = 500
     with caplog.at_level(logging.DEBUG):
-        results = sink_for(url_of(receiver), webhook_headers={"Authorization": SECRET}).send([alert()])
+        results = sink_for(url_of(receiver), webhook_headers={"Authorization": SECRET}).send(
+            [alert()]
+        )
 
     assert "s3cr3t" not in caplog.text
     assert all("s3cr3t" not in r.message for r in results)

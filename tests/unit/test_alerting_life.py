@@ -232,7 +232,9 @@ def test_sink_that_fails_does_not_keep_alerts_from_the_others(answer):
     assert world.sinks[1].batches == [[("firing", "a")]]
 
 
-@pytest.mark.parametrize("answer", [raising, refused, lambda alerts: None], ids=["raises", "refuses", "none"])
+@pytest.mark.parametrize(
+    "answer", [raising, refused, lambda alerts: None], ids=["raises", "refuses", "none"]
+)
 def test_delivery_is_retried_with_growing_pauses_until_it_is_given_up(answer, caplog):
     sink = Sink("s", answer)
     world = World(None, sink, rules=[rule(for_seconds=0)])

@@ -332,7 +332,8 @@ def test_any_object_is_judged_without_a_crash(resource, parts):
     obj = {"apiVersion": resource.api_version, "kind": resource.kind, **parts}
     ready, _ = prune_and_default(resource, obj)
     validate(resource, ready)
-    validate(resource, ready, ready)
+    # A copy: a part that is the stored one itself counts as judged before.
+    validate(resource, ready, copy.deepcopy(ready))
 
 
 @given(st.sampled_from(["replicas", "image", "name", "labels"]), json_values)

@@ -33,7 +33,11 @@ def replica_set(name, wanted, there=None, available=None):
     status = {"replicas": there, "availableReplicas": there if available is None else available}
     return decode(
         ReplicaSet,
-        {"metadata": {"name": name}, "spec": {"replicas": wanted, "selector": {}}, "status": status},
+        {
+            "metadata": {"name": name},
+            "spec": {"replicas": wanted, "selector": {}},
+            "status": status,
+        },
     )
 
 
@@ -57,7 +61,13 @@ def test_surge_rounds_up_and_unavailable_down(replicas, surge, unavailable, want
 
 @pytest.mark.parametrize(
     ("old", "kind", "size"),
-    [(0, "RollingUpdate", 10), (10, "RollingUpdate", 3), (13, "RollingUpdate", 0), (10, "Recreate", 0), (0, "Recreate", 10)],
+    [
+        (0, "RollingUpdate", 10),
+        (10, "RollingUpdate", 3),
+        (13, "RollingUpdate", 0),
+        (10, "Recreate", 0),
+        (0, "Recreate", 10),
+    ],
 )
 def test_new_replica_set_starts_with_what_there_is_room_for(old, kind, size):
     assert first_size(deployment(10, kind=kind), old) == size
@@ -130,7 +140,9 @@ class Rollout:
 
 
 ACTIONS = st.lists(
-    st.tuples(st.sampled_from(["plan", "work", "show", "ready"]), st.sampled_from(["a-new", "b", "c"])),
+    st.tuples(
+        st.sampled_from(["plan", "work", "show", "ready"]), st.sampled_from(["a-new", "b", "c"])
+    ),
     max_size=60,
 )
 LIMITS = st.sampled_from([0, 1, 2, "25%", "50%", "100%"])

@@ -91,7 +91,7 @@ BROKEN = {
     "exits at import": (exiting, "SystemExit: 3"),
     "raises in a hook": (lambda: plugin(tensorfusion_alert_sinks=failing), "driver not found"),
     "misspelt hook": (
-        lambda: plugin(tensorfusion_alert_sink=lambda: []),
+        lambda: plugin(tensorfusion_alert_sink=list),
         "there is no such hook; did you mean tensorfusion_alert_sinks?",
     ),
     "object without the protocol": (
@@ -187,7 +187,9 @@ def test_host_warns_of_settings_without_a_plugin(caplog):
     with caplog.at_level(logging.WARNING):
         PluginHost(settings={"simulatd": {}}).load()
 
-    assert "plugin_settings.simulatd: there is no such plugin; did you mean simulated?" in caplog.text
+    assert (
+        "plugin_settings.simulatd: there is no such plugin; did you mean simulated?" in caplog.text
+    )
 
 
 def test_observer_that_raises_does_not_stop_the_others(caplog):

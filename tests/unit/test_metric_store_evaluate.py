@@ -151,7 +151,9 @@ def slow(tree, data):
             }
         case Compare(operand, op, threshold):
             return {
-                k: v for k, v in slow(operand, data).items() if eval(f"v {op} t", {"v": v, "t": threshold})
+                k: v
+                for k, v in slow(operand, data).items()
+                if eval(f"v {op} t", {"v": v, "t": threshold})
             }
         case Aggregate(fold, operand, by):
             groups = {}
@@ -164,7 +166,11 @@ def slow(tree, data):
         case Binary(op, left, right, _, _):
             if not isinstance(right, int | float):
                 other = slow(right, data)
-                return {k: calculated(op, v, other[k]) for k, v in slow(left, data).items() if k in other}
+                return {
+                    k: calculated(op, v, other[k])
+                    for k, v in slow(left, data).items()
+                    if k in other
+                }
             return {k: calculated(op, v, right) for k, v in slow(left, data).items()}
 
 

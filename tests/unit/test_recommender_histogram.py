@@ -57,7 +57,9 @@ SAMPLES = st.lists(
 
 
 def fast(buckets, samples, half_life):
-    values, times, weights = (np.array(column, dtype=float) for column in zip(*samples, strict=True))
+    values, times, weights = (
+        np.array(column, dtype=float) for column in zip(*samples, strict=True)
+    )
     return Histogram(buckets, values, times, weights, half_life)
 
 

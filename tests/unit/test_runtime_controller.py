@@ -80,7 +80,8 @@ def test_failures_back_off_and_success_resets():
 def test_terminal_error_is_told_and_not_retried():
     told = []
     controller, clock = make(
-        Terminal("BadSpec", "never"), on_terminal=lambda key, error: told.append((key, error.reason))
+        Terminal("BadSpec", "never"),
+        on_terminal=lambda key, error: told.append((key, error.reason)),
     )
     controller.step("a")
     clock.advance(3600)

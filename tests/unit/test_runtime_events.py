@@ -15,7 +15,11 @@ from tensorfusion.spi.catalogue import BY_NAME, METRICS
 from tensorfusion.sqlite import SQLiteStore
 from tensorfusion.testing.clock import FakeClock
 
-POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default", "uid": "u"}}
+POD = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {"name": "p", "namespace": "default", "uid": "u"},
+}
 
 
 @pytest.fixture
@@ -171,7 +175,10 @@ def test_snapshot_replaces_only_what_its_source_gave_before():
     instruments.replace(name, [(("p", "n", "a"), 5)], source="x")
     text = instruments.exposition().decode()
 
-    assert [line.split()[-1] for line in text.splitlines() if line.startswith(name)] == ["5.0", "3.0"]
+    assert [line.split()[-1] for line in text.splitlines() if line.startswith(name)] == [
+        "5.0",
+        "3.0",
+    ]
     instruments.replace(name, [], source="x")
     instruments.replace(name, [], source="y")
     assert name not in instruments.exposition().decode()

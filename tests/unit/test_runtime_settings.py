@@ -41,7 +41,10 @@ def test_file_and_environment_are_laid_over_the_defaults(tmp_path):
     [
         ("sample_seconds: fast", ["sample_seconds: got 'fast'", "Expected `float`"]),
         ("sample_seconds: 0", ["sample_seconds: got 0", "> 0.0"]),
-        ("sample_secs: 1", ["sample_secs: there is no such setting", "did you mean sample_seconds?"]),
+        (
+            "sample_secs: 1",
+            ["sample_secs: there is no such setting", "did you mean sample_seconds?"],
+        ),
         ("zzz: 1", ["zzz: there is no such setting", "allowed: plugins, "]),
         ("log_level: loud", ["log_level: got 'loud'", "allowed: debug, info, warning, error"]),
         ("simulated: {nodes: 0}", ["simulated.nodes: got 0", ">= 1"]),

@@ -10,7 +10,6 @@ from tensorfusion.clock import Backoff
 from tensorfusion.runtime.workqueue import WorkQueue
 from tensorfusion.testing.clock import FakeClock
 
-
 LOCK = threading.Condition()
 
 
