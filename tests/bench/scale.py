@@ -68,6 +68,10 @@ class Client:
         response = self.connection.getresponse()
         return response.status, response.read()
 
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
     def get(self, path: str) -> Any:
         """GET decoded JSON."""
         status, data = self.request("GET", path)
@@ -185,7 +189,7 @@ def measure(nodes: int, pods: int, threads: int) -> dict[str, float]:
             "peak_mib": memory / 1024,
             "restart_s": restart,
             "bound_after_restart": restarted_bound,
-            "rows_read_per_pod": (after["rows_read"] - before["rows_read"]) / pods,
+            "rows_read_per_pod": (after["records_looked_at"] - before["records_looked_at"]) / pods,
             "rows_written_per_pod": (after["rows_written"] - before["rows_written"]) / pods,
         }
     finally:

@@ -29,7 +29,7 @@ from tensorfusion.api.decode import decode
 from tensorfusion.api.registry import PODS as PODS_KIND
 from tensorfusion.app.snapshot import engine_from
 from tensorfusion.model.allocation import Allocation
-from tensorfusion.model.decision_log import replay
+from tensorfusion.model.decision_log import Replay, replay
 from tensorfusion.scheduling.placer import rebuild
 from tensorfusion.sqlite import SQLiteStore
 from tensorfusion_plugins.policies import tensorfusion_placement_policies
@@ -88,12 +88,15 @@ class Round:
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise AssertionError((self.data / "log").read_text()[-3000:])
+            client: Client | None = None
             try:
                 client = Client(self.data)
                 if client.request("GET", "/readyz")[0] == 200:
                     return client
             except (OSError, KeyError, TypeError, http.client.HTTPException):
                 pass
+            if client is not None:
+                client.close()
             time.sleep(0.02)
         raise AssertionError("the control plane was not ready in 60 s")
 
@@ -115,8 +118,8 @@ class Round:
 
     def _work(self, stop: threading.Event, seed: float) -> None:
         chance = random.Random(seed)
+        client = Client(self.data)
         try:
-            client = Client(self.data)
             while not stop.is_set():
                 with self.known.lock:
                     alive = sorted(self.known.created - self.known.deleted - self.known.unknown)
@@ -126,6 +129,8 @@ class Round:
                     self._create(client, f"p-{chance.getrandbits(48):012x}", chance)
         except (OSError, http.client.HTTPException):
             return  # the server was killed
+        finally:
+            client.close()
 
     def _create(self, client: Client, name: str, chance: random.Random) -> None:
         amounts = {
@@ -187,10 +192,11 @@ def run(data: Path, rounds: int, seed: int, say: Any = None) -> Report:
             check(data, client, known, logged)
             life.load(life.random.uniform(0.0, 0.8))
         finally:
+            client.close()
             if life.process is not None and life.process.poll() is None:
                 life.process.kill()
                 life.process.wait()
-        past = replay((data / "decisions.log").open("rb"))
+        past = read_log(data)
         bound = bound_pods(data)
         # A placement whose binding was not committed was never acknowledged: it may be undone.
         logged = {k: v for k, v in past.ledger.allocations.items() if k in bound}
@@ -201,6 +207,12 @@ def run(data: Path, rounds: int, seed: int, say: Any = None) -> Report:
     report.created, report.deleted = len(known.created), len(known.deleted)
     report.repairs = (data / "log").read_text().count('"msg": "recovered"')
     return report
+
+
+def read_log(data: Path) -> Replay:
+    """Replay the decision log."""
+    with (data / "decisions.log").open("rb") as lines:
+        return replay(lines)
 
 
 def bound_pods(data: Path) -> set[str]:
@@ -224,7 +236,7 @@ def check(data: Path, client: Client, known: Acknowledged, logged: dict[str, All
         known.unknown.clear()
     live = client.get("/tensorfusion/ledger")
     assert live["findings"] == [], live["findings"]
-    past = replay((data / "decisions.log").open("rb"))
+    past = read_log(data)
     objects = [
         obj for path in ("nodes",) for obj in typed(client.get(f"/api/v1/{path}")["items"], "Node")
     ]

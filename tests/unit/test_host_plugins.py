@@ -91,7 +91,7 @@ BROKEN = {
     "exits at import": (exiting, "SystemExit: 3"),
     "raises in a hook": (lambda: plugin(tensorfusion_alert_sinks=failing), "driver not found"),
     "misspelt hook": (
-        lambda: plugin(tensorfusion_alert_sink=list),
+        lambda: plugin(tensorfusion_alert_sink=lambda: []),  # noqa: PIE807 - pluggy marks functions
         "there is no such hook; did you mean tensorfusion_alert_sinks?",
     ),
     "object without the protocol": (

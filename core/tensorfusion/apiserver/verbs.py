@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from tensorfusion.api.resource import JsonObject
@@ -47,6 +48,8 @@ class Verbs:
     def __init__(self, store: SQLiteStore) -> None:
         self._store = store
         self._watches: set[Subscription] = set()
+        # One thread: the store has one writer, more would only queue there.
+        self._writers = ThreadPoolExecutor(1, thread_name_prefix="apiserver-writes")
 
     def close_streams(self) -> None:
         """End every watch."""
@@ -59,20 +62,29 @@ class Verbs:
         Raises:
             ApiError: The request is refused.
         """
+        method = request.method
         if target.name:
-            return self._named(request, target)
+            if method == "GET":
+                return self._named(request, target)
+            return await self._off_loop(self._named, request, target)
         if target.subresource:
             raise no_route()
-        method = request.method
         if method == "GET":
             if request.query.flag("watch"):
                 return await self._watch(request, target)
             return await self._list(request, target)
         if method == "POST":
-            return self._create(request, target)
+            return await self._off_loop(self._create, request, target)
         if method == "DELETE":
             return await self._delete_collection(request, target)
         raise not_allowed(method)
+
+    async def _off_loop(
+        self, answer: Callable[[Request, Target], Response], request: Request, target: Target
+    ) -> Response:
+        """Answer a write on the writers' thread: it may wait for others, and reads must not."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._writers, answer, request, target)
 
     def _named(self, request: Request, target: Target) -> Response:
         if target.resource.namespaced and not target.namespace:

@@ -93,21 +93,39 @@ class Discovery:
             except BackendError as error:
                 log.warning("discovery failed", extra={"node": node, "error": str(error)})
                 continue
+            try:
+                with self._batch():
+                    self._publish_node(node, found, links, before)
+            except ApiError:
+                # Nothing of the batch may have happened: the next pass writes all of it again.
+                for uuid in before.keys() | now.keys():
+                    self._published.pop(uuid, None)
+                raise
             self.infos[node] = now
-            with self._batch():
-                if self._registers_nodes and node not in self._registered:
-                    self._register_node(node, len(found))
-                    self._registered.add(node)
-                for info in found:
-                    self._publish(node, info, links)
-                for uuid in before.keys() - now.keys():
-                    self._mark_missing(uuid)
-                if node in self._unseen:
-                    self._mark_vanished(node)
-                    self._unseen.discard(node)
+            self._registered.add(node)
+            self._unseen.discard(node)
+            self._left.pop(node, None)
             self._tell(node, before, now)
         if not self._unseen:
             self._stored = {}
+
+    def _publish_node(
+        self,
+        node: str,
+        found: Sequence[DeviceInfo],
+        links: Sequence[Link],
+        before: Mapping[str, DeviceInfo],
+    ) -> None:
+        if self._registers_nodes and node not in self._registered:
+            self._register_node(node, len(found))
+        for info in found:
+            self._publish(node, info, links)
+        names_now = {info.uuid.lower() for info in found}
+        gone = [uuid for uuid in before if uuid.lower() not in names_now]
+        # What an earlier run left and whose device went while nobody looked.
+        gone += [name for name in self._left.get(node, ()) if name not in names_now]
+        for uuid in gone:
+            self._mark_missing(uuid)
 
     def _tell(
         self, node: str, before: Mapping[str, DeviceInfo], now: Mapping[str, DeviceInfo]
@@ -216,13 +234,6 @@ class Discovery:
             )
         except NotFound:
             log.debug("missing device has no object", extra={"gpu": uuid})
-
-    def _mark_vanished(self, node: str) -> None:
-        """Mark GPU objects of a node whose device went while nobody looked."""
-        known = {uuid.lower() for uuid in self.infos[node]}
-        for name in self._left.pop(node, ()):
-            if name not in known:
-                self._mark_missing(name)
 
 
 def gpu_object(

@@ -66,11 +66,13 @@ class Counters:
 
     Attributes:
         rows_read: Object rows fetched from the file (cache hits do not count).
+        records_looked_at: Objects fetched from the file or from the cache.
         rows_written: Object rows inserted, replaced or deleted.
         transactions: Committed write transactions.
     """
 
     rows_read: int = 0
+    records_looked_at: int = 0
     rows_written: int = 0
     transactions: int = 0
 
@@ -116,7 +118,7 @@ class Database:
 
     def __init__(self, path: str, counters: Counters) -> None:
         self.path = path
-        self._counters = counters
+        self.counters = counters
         self._read_lock = threading.RLock()
         self._in_transaction = False
         try:
@@ -168,7 +170,7 @@ class Database:
         self._writer.execute("UPDATE meta SET value=? WHERE key='version'", (version,))
         self._writer.execute("COMMIT")
         self._in_transaction = False
-        self._counters.transactions += 1
+        self.counters.transactions += 1
         return True
 
     def rollback(self) -> None:
@@ -215,7 +217,7 @@ class Database:
                 row = self._reader.execute(sql, key).fetchone()
         if row is None:
             return None
-        self._counters.rows_read += 1
+        self.counters.rows_read += 1
         return Record(*row)
 
     def read_page(
@@ -256,7 +258,8 @@ class Database:
             finally:
                 if own:
                     connection.execute("COMMIT")
-        self._counters.rows_read += len(rows)
+        self.counters.rows_read += len(rows)
+        self.counters.records_looked_at += len(rows)
         return version, [(row[0], row[1], Record(*row[2:])) for row in rows]
 
     def count_after(self, resource: str, namespace: str, after: tuple[str, str]) -> int:
@@ -285,7 +288,7 @@ class Database:
             "uid=excluded.uid, version=excluded.version, body=excluded.body",
             (*key, record.uid, record.version, record.raw),
         )
-        self._counters.rows_written += 1
+        self.counters.rows_written += 1
         if owner_uids is not None:
             self._writer.execute("DELETE FROM owners WHERE uid=?", (record.uid,))
             self._writer.executemany(
@@ -298,7 +301,7 @@ class Database:
         self.begin()
         self._writer.execute("DELETE FROM objects WHERE resource=? AND namespace=? AND name=?", key)
         self._writer.execute("DELETE FROM owners WHERE uid=?", (uid,))
-        self._counters.rows_written += 1
+        self.counters.rows_written += 1
 
     # Ownership and garbage; always on the writer's connection.
 

@@ -130,6 +130,7 @@ class Journal:
 
     def current(self, key: Key) -> Record | None:
         """Return an object as this transaction sees it."""
+        self._database.counters.records_looked_at += 1
         if key in self._overlay:
             return self._overlay[key]
         record = self._cache.get(key)

@@ -158,6 +158,7 @@ class SQLiteStore:
         if self._journal.mine:
             record = self._journal.current(key)
         else:
+            self.counters.records_looked_at += 1
             record = self._cache.get(key)
             if record is None:
                 epoch = self._cache.epoch
