@@ -220,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nodes", type=int, default=1000)
     parser.add_argument("--pods", type=int, default=10_000)
-    parser.add_argument("--threads", type=int, default=2, help="client connections")
+    parser.add_argument("--threads", type=int, default=6, help="client connections")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     os.environ.pop("KUBECONFIG", None)
