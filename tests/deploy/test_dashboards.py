@@ -45,7 +45,9 @@ def test_panels_have_unique_ids_and_do_not_overlap():
     cells = set()
     for panel in BOARD["panels"]:
         g = panel["gridPos"]
-        mine = {(x, y) for x in range(g["x"], g["x"] + g["w"]) for y in range(g["y"], g["y"] + g["h"])}
+        mine = {
+            (x, y) for x in range(g["x"], g["x"] + g["w"]) for y in range(g["y"], g["y"] + g["h"])
+        }
         assert not mine & cells, panel["title"]
         assert g["x"] + g["w"] <= 24
         cells |= mine
@@ -116,7 +118,9 @@ def metrics_of(tree):
         case Compare(operand) | Aggregate(_, operand):
             return metrics_of(operand)
         case Both(left, right) | Binary(_, left, right):
-            return metrics_of(left) + (metrics_of(right) if not isinstance(right, float | int) else [])
+            return metrics_of(left) + (
+                metrics_of(right) if not isinstance(right, float | int) else []
+            )
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.name)

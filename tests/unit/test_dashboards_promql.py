@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorfusion.errors import ConfigError
-from tensorfusion.spi.rules import AlertRule, Aggregate, Binary, Both, Compare, Increase, Metric, Over
+from tensorfusion.spi.rules import (
+    AlertRule,
+    Aggregate,
+    Binary,
+    Both,
+    Compare,
+    Increase,
+    Metric,
+    Over,
+)
 from tensorfusion_dashboards.promql import duration, number, print_expression
 from tensorfusion_dashboards.rule_file import rule_entry
 
@@ -68,7 +77,8 @@ def test_number_reads_back_as_it_was(value):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0s"), (10, "10s"), (60, "1m"), (90, "90s"), (7200, "2h"), (0.5, "500ms")]
+    ("seconds", "text"),
+    [(0, "0s"), (10, "10s"), (60, "1m"), (90, "90s"), (7200, "2h"), (0.5, "500ms")],
 )
 def test_duration_is_as_short_as_it_can_be(seconds, text):
     assert duration(seconds) == text
