@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from tensorfusion.errors import ConfigError
 from tensorfusion.spi.rules import (
-    AlertRule,
     Aggregate,
+    AlertRule,
     Binary,
     Both,
     Compare,
