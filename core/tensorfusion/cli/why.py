@@ -47,7 +47,7 @@ def why_pod(store: HttpStore, name: str, namespace: str) -> JsonObject:
     pod = decode(Pod, obj)
     answer: JsonObject = {"pod": f"{namespace}/{name}", "asks": asks(pod)}
     if not pod_view.is_worker(pod):
-        answer["answer"] = "it is not a GPU worker: the label tensor-fusion.ai/enabled is not true"
+        answer["answer"] = f"it is not a GPU worker: the label {names.ENABLED} is not true"
         return answer
     if pod_view.node_name(pod):
         ids = pod.metadata.annotations.get(names.GPU_IDS, "").split(",")
