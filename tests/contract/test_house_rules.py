@@ -117,9 +117,9 @@ def test_public_modules_classes_and_functions_say_what_they_are():
         if (is_public(name) or name == "__init__") and not ast.get_docstring(tree):
             bare.add(path)
         for node in tree.body:
-            if isinstance(node, ast.ClassDef | ast.FunctionDef) and is_public(node.name):
-                if not ast.get_docstring(node):
-                    bare.add(f"{path}:{node.name}")
+            documented = isinstance(node, ast.ClassDef | ast.FunctionDef) and is_public(node.name)
+            if documented and not ast.get_docstring(node):
+                bare.add(f"{path}:{node.name}")
 
     assert bare == set()
 
