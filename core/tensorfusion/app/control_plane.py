@@ -29,6 +29,7 @@ from tensorfusion.app.routes import Routes
 from tensorfusion.autoscale.loop import Autoscaler
 from tensorfusion.clock import Clock, SystemClock
 from tensorfusion.controllers.deployment import DeploymentController
+from tensorfusion.controllers.event_expiry import EventExpiry
 from tensorfusion.controllers.node import NodeController
 from tensorfusion.controllers.pool import ClusterController, PoolController
 from tensorfusion.controllers.replicaset import ReplicaSetController
@@ -277,6 +278,8 @@ class ControlPlane:
             default_interval_seconds=self.settings.autoscale_seconds,
         )
         self.manager.add_loop("autoscaler", autoscaler.run)
+        expiry = EventExpiry(store, registry.EVENTS, self.settings.event_ttl_seconds, clock)
+        self.manager.add_loop("event-expiry", expiry.run)
 
     def _build_alerting(self) -> None:
         self._alert_events = self._events("tensorfusion-alerting")
@@ -289,7 +292,9 @@ class ControlPlane:
             state_file=self.data / "alerts.json",
             on_change=self._observe_alert,
         )
-        run = partial(self.alerts.run, interval_seconds=self.settings.alert_seconds)
+        # Between samples rules would only see what they saw before.
+        pause = max(self.settings.alert_seconds, self.settings.sample_seconds)
+        run = partial(self.alerts.run, interval_seconds=pause)
         self.manager.add_loop("alerting", run)
 
     def _build_server(self, port: int) -> ApiServer:

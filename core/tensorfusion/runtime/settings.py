@@ -41,7 +41,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         metric_store: Name of the metric store plugin.
         sample_seconds: How often hypervisors read devices and workers.
         autoscale_seconds: Pause between passes of the autoscaler.
-        alert_seconds: Pause between evaluations of the alert rules.
+        alert_seconds: Pause between evaluations of the alert rules, at least one sample's.
+        event_ttl_seconds: How long an event stays after it last happened.
     """
 
     plugins: PluginSettings = PluginSettings()
@@ -55,6 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     autoscale_seconds: Seconds = 10.0
     alert_seconds: Seconds = 5.0
     resync_seconds: Seconds = 300.0
+    event_ttl_seconds: Seconds = 3600.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 

@@ -1,10 +1,7 @@
 """Evaluates a rule's expression tree on series in memory."""
 
 import math
-from collections.abc import Callable, Iterator
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable, Iterator, Sequence
 
 from tensorfusion.spi.metrics import Labels
 from tensorfusion.spi.rules import (
@@ -23,13 +20,13 @@ from tensorfusion_plugins.metric_stores.series import Series
 Vector = dict[Labels, float]
 Lookup = Callable[[str], Iterator[tuple[Labels, Series]]]
 
-FOLDS: dict[str, Callable[[NDArray[np.float64]], float]] = {
-    "avg": lambda v: float(v.mean()),
-    "max": lambda v: float(v.max()),
-    "min": lambda v: float(v.min()),
-    "sum": lambda v: float(v.sum()),
+FOLDS: dict[str, Callable[[Sequence[float]], float]] = {
+    "avg": lambda v: math.fsum(v) / len(v),
+    "max": max,
+    "min": min,
+    "sum": math.fsum,
     "count": lambda v: float(len(v)),
-    "last": lambda v: float(v[-1]),
+    "last": lambda v: v[-1],
 }
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": lambda a, b: a > b,
@@ -64,9 +61,11 @@ def evaluate(expression: Expression, lookup: Lookup, now: float) -> Vector:
             holds = COMPARISONS[expression.op]
             return {k: v for k, v in vector.items() if holds(v, expression.threshold)}
         case Both():
+            left = evaluate(expression.left, lookup, now)
+            if not left:
+                return left
             right = evaluate(expression.right, lookup, now)
             keys = {_project(labels, expression.on) for labels in right}
-            left = evaluate(expression.left, lookup, now)
             return {k: v for k, v in left.items() if _project(k, expression.on) in keys}
 
 
@@ -83,8 +82,8 @@ def _current(metric: Metric, lookup: Lookup, now: float) -> Iterator[tuple[Label
 def _over(expression: Over, lookup: Lookup, now: float) -> Vector:
     result = {}
     for labels, series in _current(expression.metric, lookup, now):
-        _, values = series.window(now - expression.seconds, now)
-        if len(values):
+        values = series.values_within(now - expression.seconds, now)
+        if values:
             result[labels] = FOLDS[expression.fold](values)
     return result
 
@@ -106,11 +105,13 @@ def _aggregate(expression: Aggregate, lookup: Lookup, now: float) -> Vector:
         key = tuple(pair for pair in labels if pair[0] in expression.by)
         groups.setdefault(key, []).append(value)
     fold = FOLDS[expression.fold]
-    return {key: fold(np.asarray(values)) for key, values in groups.items()}
+    return {key: fold(values) for key, values in groups.items()}
 
 
 def _binary(expression: Binary, lookup: Lookup, now: float) -> Vector:
     left = evaluate(expression.left, lookup, now)
+    if not left:
+        return left
     if isinstance(expression.right, float | int):
         number = float(expression.right)
         return {k: _apply(expression.op, v, number) for k, v in left.items()}

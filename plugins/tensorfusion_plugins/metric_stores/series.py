@@ -53,6 +53,10 @@ class Series:
         """Return copies of times and values in (start, end], as rules look at them."""
         return self._slice(start, end, "right")
 
+    def values_within(self, start: float, end: float) -> "array[float]":
+        """Return a copy of the values in (start, end]; windows are short, so no array library."""
+        return self.values[bisect_right(self.times, start) : bisect_right(self.times, end)]
+
     def between(self, start: float, end: float) -> tuple[Floats, Floats]:
         """Return copies of times and values in [start, end), as histories are asked for."""
         return self._slice(start, end, "left")

@@ -14,7 +14,6 @@ IDLE_POWER_RATIO = 0.12
 """Idle draw over the power limit: about 50 W of 400 W on an A100, from its own management tool."""
 THERMAL_SECONDS = 30.0
 """Time constant of the first-order heat model: half a minute to reach two thirds of a step."""
-STEP_SECONDS = 0.5
 MAX_STEPS = 240
 
 
@@ -52,7 +51,9 @@ class SimulatedCard:
         span = now - self.now
         if span <= 0:
             return
-        steps = min(MAX_STEPS, max(1, math.ceil(span / STEP_SECONDS)))
+        # Between changes of load everything below is exact, however long the step.
+        step = min((t.profile.step_seconds for t in self.tenants.values()), default=math.inf)
+        steps = min(MAX_STEPS, max(1, math.ceil(span / step)))
         dt = span / steps
         used = dict.fromkeys(self.tenants, 0.0)
         for n in range(steps):

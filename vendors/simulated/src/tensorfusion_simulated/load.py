@@ -34,6 +34,10 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 """Kind of profile to the keys that it takes."""
 
 DEFAULT_PERIOD_SECONDS = 120.0
+STEPS_PER_CURVE = 32
+"""Steps that follow one period of a sine, or one ramp, to a thousandth of its mean."""
+EDGE_SECONDS = 0.5
+"""Step at which curves with jumps are followed."""
 COLUMNS = ("seconds", "utilization", "vram")
 
 
@@ -67,6 +71,7 @@ class Profile:
         high: Compute at its top.
         vram_bytes: Memory at the bottom and at the top.
         curve: Seconds since the worker's start to where between bottom and top, 0 to 1.
+        step_seconds: The longest step of time at which the curve is still followed.
         rows: Of a CSV: seconds, fraction of a card, bytes; sorted.
     """
 
@@ -75,6 +80,7 @@ class Profile:
     high: Level
     vram_bytes: tuple[int, int]
     curve: Callable[[float], float]
+    step_seconds: float = EDGE_SECONDS
     rows: tuple[tuple[float, float, int], ...] = ()
 
     def at(self, seconds: float, card_gflops: int) -> Wanted:
@@ -126,6 +132,7 @@ def default_profile(phase: float, gflops: int, vram_bytes: int) -> Profile:
         Level(gflops=gflops * 0.9),
         (vram, vram),
         _sine(DEFAULT_PERIOD_SECONDS, phase),
+        DEFAULT_PERIOD_SECONDS / STEPS_PER_CURVE,
     )
 
 
@@ -149,7 +156,7 @@ def _build(kind: str, values: Mapping[str, str], phase: float) -> Profile:
         if "file" not in values:
             raise ValueError("csv needs file=PATH")
         rows = _read_csv(Path(values["file"]))
-        return Profile(kind, Level(), Level(), (0, 0), _always, rows)
+        return Profile(kind, Level(), Level(), (0, 0), _always, rows=rows)
     low_key, high_key = {
         "constant": ("", "compute"),
         "sine": ("min", "max"),
@@ -159,26 +166,31 @@ def _build(kind: str, values: Mapping[str, str], phase: float) -> Profile:
     if "tflops" in values and "compute" in values:
         raise ValueError("compute and tflops mean the same; give one")
     high = values.get("tflops") or values.get(high_key, "50%")
+    curve, step = _curve(kind, values, phase)
     return Profile(
         kind,
         _level(low_key, values.get(low_key, "0%")),
         _level(high_key, high),
         _vram(values.get("vram", "1Gi")),
-        _curve(kind, values, phase),
+        curve,
+        step,
     )
 
 
-def _curve(kind: str, values: Mapping[str, str], phase: float) -> Callable[[float], float]:
+def _curve(
+    kind: str, values: Mapping[str, str], phase: float
+) -> tuple[Callable[[float], float], float]:
     if kind == "sine":
-        return _sine(_seconds("period", values.get("period", "60s")), phase)
+        period = _seconds("period", values.get("period", "60s"))
+        return _sine(period, phase), period / STEPS_PER_CURVE
     if kind == "ramp":
         over = _seconds("over", values.get("over", "60s"))
-        return lambda seconds: min(1.0, seconds / over)
+        return (lambda seconds: min(1.0, seconds / over)), over / STEPS_PER_CURVE
     if kind == "bursty":
         on = _seconds("on", values.get("on", "10s"))
         cycle = on + _seconds("off", values.get("off", "20s"))
-        return lambda seconds: 1.0 if seconds % cycle < on else 0.0
-    return _always
+        return (lambda seconds: 1.0 if seconds % cycle < on else 0.0), EDGE_SECONDS
+    return _always, math.inf
 
 
 def _always(_seconds_since_start: float) -> float:
