@@ -89,6 +89,7 @@ EFFECTIVE_PREFIX: Final = PREFIX + "effective-"
 GANG_DESIRED_MEMBERS: Final = PREFIX + "gang-desired-members"
 GANG_REQUIRED_MEMBERS: Final = PREFIX + "gang-required-members"
 GANG_GROUP_KEY: Final = PREFIX + "gang-group-key"
+GANG_PHASE: Final = PREFIX + "gang-phase"
 ORIGINAL_RESOURCES: Final = PREFIX + "original-resources"
 """On pods that got a recommendation: the amounts that were asked for, as JSON."""
 

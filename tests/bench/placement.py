@@ -179,7 +179,7 @@ class Run:
             assert node is not None
             fresh.upsert_node(node)
             for usage in self.engine.fleet.blocks[slot]:
-                fresh.fleet.put_device(usage, fresh.ledger.workers_on(node.name))
+                fresh.fleet.put_device(usage, fresh.ledger.node_usage(node.name))
         self.engine = fresh
         seen: set[Shape] = set()
         cold: list[float] = []

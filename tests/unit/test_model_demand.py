@@ -68,7 +68,8 @@ def test_toleration_follows_kubernetes(toleration, tolerates):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"gpu_count": 0}, "gpu_count is 0, allowed are 1 to 128"),
+        ({"gpu_count": -1}, "gpu_count is -1, allowed are 0 to 128"),
+        ({"cpu_milli": -1}, "must not be negative"),
         ({"gpu_count": 129}, "gpu_count is 129"),
         ({"isolation": "weak"}, "isolation is 'weak', allowed are shared, soft"),
         ({"gpu_count": 3, "containers": (("a", 1), ("b", 1))}, "ask for 2 GPUs in sum"),

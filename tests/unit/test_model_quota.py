@@ -158,3 +158,67 @@ def test_quota_violation_says_whether_waiting_helps(quota, used, resolvable):
 )
 def test_quota_available_percent(used, limit, text):
     assert available_percent(used, limit) == text
+
+
+SHARE_CASES = [
+    pytest.param({"single_max_request_share": 50_000}, {"percent": 50_000}, [], id="at-the-cap"),
+    pytest.param(
+        {"single_max_request_share": 50_000},
+        {"percent": 50_001},
+        ["single.max.percent.request"],
+        id="percent-over",
+    ),
+    pytest.param(
+        {"single_max_request_share": 50_000},
+        {"gflops": 50_001},
+        ["single.max.percent.request"],
+        id="tflops-count-as-their-share-of-the-card",
+    ),
+    pytest.param(
+        {"single_max_limit_share": 60_000},
+        {"gflops": 10_000, "limit": Amount(60_001)},
+        ["single.max.percent.limit"],
+        id="limit",
+    ),
+    pytest.param(
+        {"single_max_request_share": 99_999},
+        {"isolation": "shared"},
+        ["single.max.percent.request"],
+        id="whole-card",
+    ),
+]
+
+
+@pytest.mark.parametrize(("quota", "asked", "expected"), SHARE_CASES)
+def test_quota_share_of_a_card_is_capped_per_worker(quota, asked, expected):
+    ledger = ledger_with(quota)
+    demand = pod("a", **asked)
+    if not expected:
+        ledger.allocate(demand, ["g0"])
+        return
+    assert violations(ledger, demand, ["g0"])[0] == expected
+
+
+def test_quota_share_cap_does_not_add_up_over_workers():
+    ledger = ledger_with({"single_max_request_share": 50_000})
+    for number in range(2):
+        ledger.allocate(pod(f"p{number}", percent=50_000), ["g0"])
+
+
+def test_quota_share_message_is_in_percent():
+    ledger = ledger_with({"single_max_request_share": 50_000})
+    assert violations(ledger, pod("a", percent=75_000), ["g0"])[1] == (
+        "quota q0 of namespace ns exceeded for single.max.percent.request: "
+        "requested 75 %, limit 50 %"
+    )
+    assert [v.resource for v in ledger.quotas.precheck(pod("a", percent=75_000), 0)] == [
+        "single.max.percent.request"
+    ]
+
+
+def test_quota_share_holds_when_a_worker_grows():
+    ledger = ledger_with({"single_max_request_share": 50_000})
+    ledger.allocate(pod("a", 10_000), ["g0"])
+    ledger.resize("a", Amount(50_000), Amount())
+    with pytest.raises(AllocationRefused, match=r"single\.max\.percent\.request"):
+        ledger.resize("a", Amount(50_001), Amount())

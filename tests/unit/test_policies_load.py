@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 
 from tensorfusion.model.demand import Shape
-from tensorfusion.model.rows import FleetStatistics, Rows
+from tensorfusion.model.rows import CAPACITY_PLANE, HOST_COLUMNS, PLANES, FleetStatistics, Rows
 from tensorfusion.spi.policy import PlacementPolicy
 from tensorfusion_plugins.policies import load, tensorfusion_placement_policies
 
 
 def rows_of(free_gflops, free_vram, matching=None):
-    free = np.array([[free_gflops, free_vram]] * 2).reshape(4, *np.shape(free_gflops))
-    capacity = np.full((2, *np.shape(free_gflops)), 100)
-    mask = np.ones(np.shape(free_gflops), bool) if matching is None else np.array(matching)
-    return Rows(free, capacity, mask, mask)
+    nodes, slots = np.shape(free_gflops)
+    cells = np.zeros((nodes, PLANES, slots), np.int64)
+    cells[:, 0], cells[:, 1] = free_gflops, free_vram
+    cells[:, CAPACITY_PLANE : CAPACITY_PLANE + 2] = 100
+    mask = np.ones((nodes, slots), bool) if matching is None else np.array(matching)
+    return Rows(cells, np.zeros((nodes, HOST_COLUMNS), np.int64), mask, 1)
 
 
 ROWS = rows_of([[100, 50], [0, 50]], [[100, 100], [0, 50]])
@@ -46,13 +48,19 @@ def test_policy_node_without_matching_cards_gets_a_finite_score():
     assert np.isfinite(load.compact_first().score_nodes(Shape(), rows, FleetStatistics())).all()
 
 
-def test_hook_offers_the_three_modes_with_the_names_of_the_custom_resource():
+def test_hook_offers_every_policy_with_the_names_of_the_custom_resource():
     offered = tensorfusion_placement_policies()
     assert all(isinstance(policy, PlacementPolicy) for policy in offered)
     assert {policy.name: policy.aliases for policy in offered} == {
         "compact-first": ("CompactFirst",),
         "low-load-first": ("LowLoadFirst",),
         "node-compact-gpu-low-load": ("NodeCompactGPULowLoad",),
+        "random": ("Random",),
+        "dotprod": ("DotProd",),
+        "gpuclustering": ("GpuClustering",),
+        "gpupacking": ("GpuPacking",),
+        "bestfit": ("BestFit",),
+        "fgd": ("FGD",),
     }
 
 

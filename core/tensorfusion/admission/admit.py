@@ -227,7 +227,7 @@ def _enabled(subject: _Subject, context: AdmissionContext, warnings: list[str]) 
     annotations.update(wishes.check_placement_wishes(annotations))
     gang_annotations(annotations, gang, subject.namespace, subject.workload)
     pod = _written(subject, resolved, annotations, features, context)
-    warnings += _cautions(resolved, gang, annotations)
+    warnings += _cautions(resolved, annotations)
     wanted = workload_object(
         subject.workload,
         subject.namespace,
@@ -374,14 +374,12 @@ def _owns(subject: _Subject, existing: JsonObject) -> bool:
     )
 
 
-def _cautions(resolved: Resolved, gang: Gang | None, annotations: Mapping[str, str]) -> list[str]:
+def _cautions(resolved: Resolved, annotations: Mapping[str, str]) -> list[str]:
     """Say what is recorded but not acted on yet, and what looks like a mistake."""
     found = [
         f"GPU model {model!r} is not in the hardware catalogue; close: {closest_models(model)}"
         for model in unknown_models(resolved.gpu_model)
     ]
-    if gang is not None:
-        found.append("gang scheduling is recorded, but members are still placed one by one")
     if annotations.get(names.REQUIRE_GPU_TOPOLOGY) == "true":
         found.append("GPU topology is recorded, but placement does not look at it yet")
     if names.AUTO_REPLICAS in annotations:

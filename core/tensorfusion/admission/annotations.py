@@ -138,7 +138,7 @@ SYSTEM_KEYS = frozenset(
         names.GPU_IDS, names.CONTAINER_GPUS, names.INDEX, names.PORT_NUMBER, names.WORKER,
         names.SELECTED_WORKLOAD, names.EMBEDDED_WORKER, names.POD_COUNTER_KEY,
         names.WORKLOAD_MODE, names.GANG_DESIRED_MEMBERS, names.GANG_REQUIRED_MEMBERS,
-        names.GANG_GROUP_KEY, names.ORIGINAL_RESOURCES, names.ENFORCEMENT,
+        names.GANG_GROUP_KEY, names.GANG_PHASE, names.ORIGINAL_RESOURCES, names.ENFORCEMENT,
     }
 )  # fmt: skip
 """Annotations that we write."""

@@ -5,12 +5,14 @@ from tensorfusion.admission.context import AdmissionContext
 from tensorfusion.admission.refusal import QuotaExceeded, annotation_field
 from tensorfusion.admission.resolve import Resolved
 from tensorfusion.model.demand import Demand, Shape
-from tensorfusion.model.quota import QuotaBook, Usage, Violation, resolve
-from tensorfusion.units import human_bytes, human_tflops
+from tensorfusion.model.quota import QuotaBook, Usage, Violation, asked_shares, resolve
+from tensorfusion.units import format_percent, human_bytes, human_tflops
 
 FIELDS = {
     "tflops.request": names.TFLOPS_REQUEST,
     "tflops.limit": names.TFLOPS_LIMIT,
+    "percent.request": names.COMPUTE_PERCENT_REQUEST,
+    "percent.limit": names.COMPUTE_PERCENT_LIMIT,
     "vram.request": names.VRAM_REQUEST,
     "vram.limit": names.VRAM_LIMIT,
     "gpuCount.limit": names.GPU_COUNT,
@@ -66,7 +68,8 @@ def _check_many(
         amounts = (whole, amounts[1], max(amounts[2], whole), amounts[3])
     gflops, vram, limit_gflops, limit_vram = (a * shape.gpu_count * replicas for a in amounts)
     change = Usage(gflops, vram, limit_gflops, limit_vram, replicas)
-    return book.check(namespace, change, [amounts], shape.gpu_count)
+    shares = asked_shares(shape)
+    return book.check(namespace, change, [amounts], shape.gpu_count, shares=shares)
 
 
 def _text(violation: Violation) -> str:
@@ -83,4 +86,6 @@ def _figure(resource: str, value: int) -> str:
         return f"{human_tflops(value)} TFLOPS"
     if ".vram." in resource:
         return human_bytes(value)
+    if ".percent." in resource:
+        return f"{format_percent(value)} %"
     return str(value)

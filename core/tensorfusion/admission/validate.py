@@ -50,7 +50,6 @@ def check_quota_object(spec: GPUResourceQuotaSpec) -> None:
     max_limits = _amounts(single.max_limits, "spec.single.maxLimits")
     requests = _amounts(single.default_requests, "spec.single.defaultRequests")
     limits = _amounts(single.default_limits, "spec.single.defaultLimits")
-    _refuse_shares(max_requests, max_limits)
     for defaults in (requests, limits):
         if "tflops" in defaults and "compute" in defaults:
             path = defaults["compute"][0]
@@ -84,7 +83,7 @@ def _refuse_shares(*bounds: _Amounts) -> None:
             raise RefusedValue(
                 path,
                 format_percent(amount),
-                "a bound is given in tflops: percentages of different cards do not add up",
+                "a total is given in tflops: percentages of different cards do not add up",
             )
 
 

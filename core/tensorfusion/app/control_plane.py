@@ -54,7 +54,7 @@ from tensorfusion.scheduling.gpu_status import GpuStatusWriter
 from tensorfusion.scheduling.log_file import DecisionLogFile
 from tensorfusion.scheduling.placer import Placer
 from tensorfusion.scheduling.quota_status import QuotaStatusWriter
-from tensorfusion.scheduling.scheduler import Scheduler
+from tensorfusion.scheduling.scheduler import Scheduler, SchedulerInformers
 from tensorfusion.spi.alerts import Alert
 from tensorfusion.spi.backend import Backend, Enforcement, Share
 from tensorfusion.spi.metrics import MetricStore
@@ -132,7 +132,7 @@ class ControlPlane:
     def _recover(self) -> None:
         """Settle log, pods and sessions before anything new is placed."""
         self.fleet.load()
-        repairs = self.placer.recover(self.informers.pods.values(), self.fleet.devices)
+        repairs = self.scheduler.recover(self.fleet.devices)
         for repair in repairs:
             log.warning("recovered", extra={"repair": repair})
         self.hypervisor.workers.recover()
@@ -175,20 +175,26 @@ class ControlPlane:
         self.scheduler = Scheduler(
             self.store,
             self.placer,
-            informers.pods,
+            SchedulerInformers(informers.pods, informers.budgets, informers.priority_classes),
             bind=lambda namespace, name, body: self.store.bind(name, namespace, body),
             clock=self.clock,
             events=self._events("tensorfusion-scheduler"),
             instruments=self.instruments,
             batch=self.store.transaction,
             plain_node=self._plain_node,
+            on_gang=lambda key: self._workloads.controller.queue.add(key),
         )
         informers.quotas.subscribe(lambda _change: self.scheduler.wake())
         status = GpuStatusWriter(
             self.store, self.placer, self.instruments, self.clock, self.store.transaction
         )
         quota = QuotaStatusWriter(
-            self.store, self.placer, informers.quotas, self.instruments, self.clock
+            self.store,
+            self.placer,
+            informers.quotas,
+            self.instruments,
+            self.clock,
+            self._events("tensorfusion-scheduler"),
         )
         self.manager.add_loop("gpu-status", lambda s: status.run(s, GPU_STATUS_SECONDS))
         self.manager.add_loop("quota-status", lambda s: quota.run(s, QUOTA_STATUS_SECONDS))
@@ -236,11 +242,12 @@ class ControlPlane:
             policies=self.host.placement_policies(),
             clock=clock,
         )
-        workloads = WorkloadController(
+        self._workloads = WorkloadController(
             store,
             informers.workloads,
             informers.pods,
             enforcement=self._enforcement,
+            gang=self.scheduler.gangs.status,
             clock=clock,
             instruments=self.instruments,
         )
@@ -257,7 +264,7 @@ class ControlPlane:
             nodes.controller,
             pools.controller,
             ClusterController(store, informers.clusters, informers.pools, clock=clock).controller,
-            workloads.controller,
+            self._workloads.controller,
             ProfileController(store, informers.profiles, informers.pools, clock=clock).controller,
             ConnectionController(store, informers.connections, clock=clock).controller,
             deployments.controller,

@@ -8,6 +8,7 @@ from tensorfusion.api import pod_view, registry
 from tensorfusion.api.cluster import TensorFusionCluster
 from tensorfusion.api.connection import TensorFusionConnection
 from tensorfusion.api.core.apps import Deployment, ReplicaSet
+from tensorfusion.api.core.cluster import PodDisruptionBudget, PriorityClass
 from tensorfusion.api.core.node import Node
 from tensorfusion.api.core.pod import Pod
 from tensorfusion.api.gpu import GPU
@@ -18,6 +19,7 @@ from tensorfusion.api.scheduling_config import SchedulingConfigTemplate
 from tensorfusion.api.workload import TensorFusionWorkload
 from tensorfusion.api.workload_profile import WorkloadProfile
 from tensorfusion.clock import Clock
+from tensorfusion.scheduling.gang_pods import gang_key
 from tensorfusion.store.informer import Informer
 from tensorfusion.store.interface import Store
 
@@ -31,7 +33,16 @@ class Informers:
             registry.PODS,
             Pod,
             clock=clock,
-            indexers={"node": _pod_node, "workload": _pod_workload, "owner": _owner},
+            indexers={
+                "node": _pod_node,
+                "workload": _pod_workload,
+                "owner": _owner,
+                "gang": _pod_gang,
+            },
+        )
+        self.budgets = Informer(store, registry.PDBS, PodDisruptionBudget, clock=clock)
+        self.priority_classes = Informer(
+            store, registry.PRIORITY_CLASSES, PriorityClass, clock=clock
         )
         self.nodes = Informer(store, registry.NODES, Node, clock=clock)
         self.gpus = Informer(store, registry.GPUS, GPU, clock=clock, indexers={"node": _gpu_node})
@@ -65,6 +76,11 @@ def _pod_node(pod: Pod) -> Iterable[str]:
 def _pod_workload(pod: Pod) -> Iterable[str]:
     workload = pod.metadata.labels.get(names.WORKLOAD, "")
     return (f"{pod.metadata.namespace}/{workload}",) if workload else ()
+
+
+def _pod_gang(pod: Pod) -> Iterable[str]:
+    gang = gang_key(pod)
+    return (gang,) if gang else ()
 
 
 def _owner(obj: Pod | ReplicaSet) -> Iterable[str]:

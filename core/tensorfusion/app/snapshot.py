@@ -1,6 +1,7 @@
 """A placement engine built from objects: of a running store, or of a file."""
 
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 from tensorfusion import names
 from tensorfusion.api import registry
@@ -13,9 +14,10 @@ from tensorfusion.api.pool import GPUPool
 from tensorfusion.api.quota import GPUResourceQuota
 from tensorfusion.api.resource import JsonObject, Resource
 from tensorfusion.api.scheduling_config import SchedulingConfigTemplate
+from tensorfusion.errors import NotFound
 from tensorfusion.model.device import Device, NodeInfo, with_oversubscription
 from tensorfusion.model.engine import Engine
-from tensorfusion.scheduling.fleet_sync import find_policy
+from tensorfusion.scheduling.fleet_sync import find_policy, policy_of, ties_of
 from tensorfusion.scheduling.placer import rebuild
 from tensorfusion.scheduling.translate import (
     device_of,
@@ -25,7 +27,8 @@ from tensorfusion.scheduling.translate import (
     quota_of,
 )
 from tensorfusion.spi.policy import PlacementPolicy
-from tensorfusion.store.interface import Store
+from tensorfusion.store.interface import ObjectList
+from tensorfusion.store.selectors import compile_selectors
 
 KINDS: tuple[Resource, ...] = (
     registry.NODES,
@@ -38,9 +41,64 @@ KINDS: tuple[Resource, ...] = (
 )
 
 
-def read_objects(store: Store) -> list[JsonObject]:
+class Lists(Protocol):
+    """Anything that lists objects of a kind."""
+
+    def list(self, resource: Resource) -> ObjectList:
+        """Return every object of one kind."""
+        ...
+
+
+def read_objects(store: Lists) -> list[JsonObject]:
     """Fetch everything that a snapshot is made of."""
     return [obj for resource in KINDS for obj in store.list(resource).items]
+
+
+class Snapshot:
+    """Objects of a file, read like a store.
+
+    Concurrency: immutable.
+    """
+
+    def __init__(self, objects: Iterable[JsonObject], source: str) -> None:
+        """Index objects.
+
+        Args:
+            objects: With apiVersion and kind.
+            source: Where they are from, for messages.
+        """
+        self._objects = list(objects)
+        self._source = source
+
+    def get(self, resource: Resource, name: str, namespace: str = "") -> JsonObject:
+        """Return one object.
+
+        Raises:
+            NotFound: There is none of that name.
+        """
+        for obj in self.list(resource, namespace).items:
+            if obj["metadata"]["name"] == name:
+                return obj
+        raise NotFound(f'{resource.plural} "{name}" not found in {self._source}')
+
+    def list(
+        self,
+        resource: Resource,
+        namespace: str = "",
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+    ) -> ObjectList:
+        """Return the objects of one kind, as a store does."""
+        matches = compile_selectors(resource, label_selector, field_selector)
+        found = [
+            obj
+            for obj in self._objects
+            if (obj.get("apiVersion"), obj.get("kind")) == (resource.api_version, resource.kind)
+            and (not namespace or obj["metadata"].get("namespace") == namespace)
+            and (matches is None or matches(obj))
+        ]
+        return ObjectList(found, "")
 
 
 def engine_from(objects: Iterable[JsonObject], policies: Mapping[str, PlacementPolicy]) -> Engine:
@@ -57,8 +115,7 @@ def engine_from(objects: Iterable[JsonObject], policies: Mapping[str, PlacementP
     for name, pool in pools.items():
         template = templates.get(pool.spec.scheduling_config_template) if pool.spec else None
         placement = template.spec.placement if template is not None and template.spec else None
-        if placement is not None:
-            engine.set_policy(name, find_policy(policies, placement.policy or placement.mode))
+        engine.set_policy(name, policy_of(policies, placement), ties_of(placement))
     devices = _devices(by_kind, pools, engine)
     for obj in by_kind.get("GPUResourceQuota", ()):
         engine.ledger.quotas.put(quota_of(decode(GPUResourceQuota, obj)))

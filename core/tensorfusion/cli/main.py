@@ -25,6 +25,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "top": ("tensorfusion.cli.observe:top", "Show use against limits, by worker and by GPU."),
     "alerts": ("tensorfusion.cli.observe:alerts", "Show alerts that are pending or firing."),
     "why": ("tensorfusion.cli.why:why", "Explain why a pod is where it is, or waits."),
+    "snapshot": (
+        "tensorfusion.cli.snapshot:snapshot",
+        "Write everything that placement looks at to a file.",
+    ),
+    "simulate": (
+        "tensorfusion.cli.simulate:simulate",
+        "Replay tasks on a cluster of a file, under several policies.",
+    ),
     "plugins": ("tensorfusion.cli.diagnose:plugins", "List plugins and what is wrong with them."),
     "doctor": ("tensorfusion.cli.diagnose:doctor", "Check this machine and the control plane."),
     "render": (

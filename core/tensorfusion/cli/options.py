@@ -40,16 +40,42 @@ def server_options(command: F) -> F:
     def wrapped(*args: Any, data: Path, kubeconfig: Path | None, context: str, **rest: Any) -> Any:
         return command(*args, store=connect(data, kubeconfig, context), **rest)
 
-    wrapped = click.option(
+    return data_option(_kubeconfig_options(wrapped))  # type: ignore[return-value]
+
+
+def _kubeconfig_options(command: F) -> F:
+    command = click.option(
         "--context", default="", help="Context of the kubeconfig; its current one by default."
-    )(wrapped)
-    wrapped = click.option(
+    )(command)
+    return click.option(
         "--kubeconfig",
         type=click.Path(path_type=Path, dir_okay=False),
         default=None,
         help="Talk to the cluster of this file instead of the data folder's control plane.",
-    )(wrapped)
-    return data_option(wrapped)  # type: ignore[return-value]  # the signature gains options
+    )(command)
+
+
+def reader_options(command: F) -> F:
+    """Add what `server_options` adds; a command with ``--snapshot`` reads its file instead."""
+
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any,
+        data: Path,
+        kubeconfig: Path | None,
+        context: str,
+        snapshot: str | None,
+        **rest: Any,
+    ) -> Any:
+        if snapshot is None:
+            return command(*args, store=connect(data, kubeconfig, context), **rest)
+        from tensorfusion.app.snapshot import Snapshot
+        from tensorfusion.cli.render import read_objects
+
+        objects = read_objects(snapshot, rest.get("namespace", "default"), snapshot=True)
+        return command(*args, store=Snapshot(objects, snapshot), **rest)
+
+    return data_option(_kubeconfig_options(wrapped))  # type: ignore[return-value]
 
 
 def namespace_option(command: F) -> F:

@@ -1,6 +1,6 @@
 """``why``: why a pod is where it is, or waits; who is on a GPU; how a workload got its size."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -8,26 +8,63 @@ from tensorfusion import names
 from tensorfusion.api import pod_view, registry
 from tensorfusion.api.core.pod import Pod
 from tensorfusion.api.decode import decode
-from tensorfusion.api.resource import JsonObject
+from tensorfusion.api.resource import JsonObject, Resource
 from tensorfusion.cli.objects import event_rows
-from tensorfusion.cli.options import namespace_option, output_option, server_options
+from tensorfusion.cli.options import namespace_option, output_option, reader_options
 from tensorfusion.cli.printing import format_table, print_data
-from tensorfusion.kube import HttpStore
+from tensorfusion.store.interface import ObjectList
+
+if TYPE_CHECKING:
+    from tensorfusion.model.relax.step import Answer, Step
 
 ALLOWED = ("pod", "workload", "gpu")
+WIDE = ("nodes", "cannotHelp")
+HEADINGS = {"cannotHelp": "these alone cannot help"}
+
+
+class Reader(Protocol):
+    """What an explanation needs of a store: a server, or the objects of a file."""
+
+    def get(self, resource: Resource, name: str, namespace: str = "") -> JsonObject:
+        """Return one object."""
+        ...
+
+    def list(
+        self,
+        resource: Resource,
+        namespace: str = "",
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+    ) -> ObjectList:
+        """Return objects of one kind."""
+        ...
 
 
 @click.command()
 @click.argument("target", metavar="KIND/NAME")
+@click.option(
+    "--snapshot",
+    metavar="FILE",
+    default=None,
+    help="Explain on the objects of this file instead of a server: a List as kubectl prints it,"
+    " such as `tensorfusion snapshot` writes.",
+)
 @namespace_option
-@output_option("text", "json", "yaml")
-@server_options
-def why(store: HttpStore, target: str, namespace: str, output: str) -> None:
+@output_option("text", "wide", "json", "yaml")
+@reader_options
+def why(store: Reader, target: str, namespace: str, output: str) -> None:
     """Explain why a pod is where it is or waits, who is on a GPU, how a workload got its size.
+
+    For a pod that fits nowhere it also names the smallest change of each kind that would make it
+    fit: less VRAM, another model, a higher quota, workers that leave, one more node. With -o wide
+    also what excludes the GPUs of each node, and which kinds of change cannot help.
 
     \b
     Example:
       tensorfusion why pod/pytorch-example-7d9f-x2k4q
+      tensorfusion why pod/too-big -o wide
+      tensorfusion why pod/too-big --snapshot cluster.json
       tensorfusion why gpu/gpu-4d4afa21-91d2-5764-9bff-477d859e5856
     """  # noqa: D301
     kind, _, name = target.partition("/")
@@ -35,13 +72,13 @@ def why(store: HttpStore, target: str, namespace: str, output: str) -> None:
         raise click.UsageError(f"{target!r} is not KIND/NAME; allowed kinds: {', '.join(ALLOWED)}")
     explain = {"pod": why_pod, "workload": why_workload, "gpu": why_gpu}[kind]
     answer = explain(store, name, namespace)
-    if output == "text":
-        click.echo("\n".join(to_text(answer)))
+    if output in ("text", "wide"):
+        click.echo("\n".join(to_text(answer, wide=output == "wide")))
     else:
         print_data(answer, output)
 
 
-def why_pod(store: HttpStore, name: str, namespace: str) -> JsonObject:
+def why_pod(store: Reader, name: str, namespace: str) -> JsonObject:
     """Explain one pod."""
     obj = store.get(registry.PODS, name, namespace)
     pod = decode(Pod, obj)
@@ -60,10 +97,11 @@ def why_pod(store: HttpStore, name: str, namespace: str) -> JsonObject:
     return {**answer, **_why_pending(store, pod)}
 
 
-def _why_pending(store: HttpStore, pod: Pod) -> JsonObject:
+def _why_pending(store: Reader, pod: Pod) -> JsonObject:
     from tensorfusion.app.snapshot import engine_from, read_objects
     from tensorfusion.host import PluginHost
     from tensorfusion.model.explain import NoFit
+    from tensorfusion.model.relax.answer import failures_of, relax
     from tensorfusion.scheduling.translate import demand_of
 
     host = PluginHost()
@@ -71,6 +109,7 @@ def _why_pending(store: HttpStore, pod: Pod) -> JsonObject:
     engine = engine_from(read_objects(store), host.placement_policies())
     demand = demand_of(pod)
     found = engine.place(demand)
+    changes = relax(engine, demand)
     total, remaining, exclusions = engine.explain(demand.shape)
     answer: JsonObject = {
         "gpus": total,
@@ -88,12 +127,36 @@ def _why_pending(store: HttpStore, pod: Pod) -> JsonObject:
     if isinstance(found, NoFit):
         answer["answer"] = found.message
         answer["quota"] = [v.message for v in found.violations]
+        answer |= changes_of(changes)
+        answer["nodes"] = [
+            {"node": node, "gpus": gpus, "fitting": fitting, "excluded": excluded}
+            for node, gpus, fitting, excluded in failures_of(engine, demand.shape).by_node()
+        ]
     else:
         answer["answer"] = f"it fits now on node {found.node}; the scheduler will bind it"
     return answer
 
 
-def why_workload(store: HttpStore, name: str, namespace: str) -> JsonObject:
+def changes_of(answer: "Answer") -> JsonObject:
+    """Print what would make a pod fit, and what would not."""
+    return {
+        "changes": [step_row(step) for step in answer.alone],
+        "pairs": [[step_row(step) for step in pair] for pair in answer.pairs],
+        "cannotHelp": [{"kind": item.kind, "because": item.reason} for item in answer.futile],
+    }
+
+
+def step_row(step: "Step") -> JsonObject:
+    """Print one change."""
+    row: JsonObject = {"kind": step.kind, "change": step.text, "node": step.node}
+    if step.evict:
+        row["evict"] = list(step.evict)
+    if not step.exact:
+        row["change"] += " (fewer may do: the search was cut short)"
+    return row
+
+
+def why_workload(store: Reader, name: str, namespace: str) -> JsonObject:
     """Explain a workload's size and readiness."""
     obj = store.get(registry.WORKLOADS, name, namespace)
     status = obj.get("status", {})
@@ -113,7 +176,7 @@ def why_workload(store: HttpStore, name: str, namespace: str) -> JsonObject:
     }
 
 
-def why_gpu(store: HttpStore, name: str, namespace: str) -> JsonObject:
+def why_gpu(store: Reader, name: str, namespace: str) -> JsonObject:
     """Tell who holds what of a GPU."""
     del namespace  # GPUs are cluster-scoped
     obj = store.get(registry.GPUS, name)
@@ -151,32 +214,43 @@ def asks(pod: Pod) -> dict[str, str]:
     return {"pool": pod.metadata.labels.get(names.GPU_POOL, ""), **found}
 
 
-def _gpu(store: HttpStore, uuid: str) -> dict[str, Any]:
+def _gpu(store: Reader, uuid: str) -> dict[str, Any]:
     status = store.get(registry.GPUS, uuid).get("status", {})
     others = sum(app.get("count", 0) for app in status.get("runningApps", []))
     return {"gpu": uuid, "model": status.get("gpuModel", ""), "workers": others}
 
 
-def _events(store: HttpStore, obj: JsonObject, namespace: str) -> list[JsonObject]:
+def _events(store: Reader, obj: JsonObject, namespace: str) -> list[JsonObject]:
     selector = f"involvedObject.uid={obj['metadata']['uid']}"
     return store.list(registry.EVENTS, namespace, field_selector=selector).items
 
 
-def _scheduled_message(store: HttpStore, pod: Pod) -> str:
+def _scheduled_message(store: Reader, pod: Pod) -> str:
     selector = f"involvedObject.uid={pod.metadata.uid},reason=Scheduled"
     found = store.list(registry.EVENTS, pod.metadata.namespace, field_selector=selector).items
     return str(found[-1]["message"]) if found else ""
 
 
-def to_text(answer: JsonObject) -> list[str]:
-    """Print an answer for a person."""
+def to_text(answer: JsonObject, *, wide: bool = False) -> list[str]:
+    """Print an answer for a person.
+
+    Args:
+        answer: The answer.
+        wide: With what only some people want to read: nodes, and what cannot help.
+    """
     kind = next(iter(answer))
     lines = [f"{kind} {answer[kind]}: {answer.get('answer', '')}"]
     for key, value in answer.items():
-        if key in (kind, "answer") or not value:
+        if key in (kind, "answer") or not value or (key in WIDE and not wide):
             continue
-        if isinstance(value, list) and isinstance(value[0], dict):
-            lines.append(f"{key}:")
+        if key == "changes":
+            lines.append("it would fit if you:")
+            lines += [f"  {row['change']}" for row in value]
+        elif key == "pairs":
+            lines.append("no single change makes it fit; two together do:")
+            lines += [f"  {', and '.join(row['change'] for row in pair)}" for pair in value]
+        elif isinstance(value, list) and isinstance(value[0], dict):
+            lines.append(f"{HEADINGS.get(key, key)}:")
             headings = [h.upper() for h in value[0]]
             rows = [[_flat(cell) for cell in row.values()] for row in value]
             lines += [f"  {line}" for line in format_table(headings, rows)]

@@ -72,7 +72,11 @@ class EventExpiry:
 def _last_seen(event: JsonObject) -> float:
     """Epoch seconds of the last occurrence, of the creation when the event does not say."""
     series = event.get("series") or {}
-    for text in (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime")):
+    for text in (
+        series.get("lastObservedTime"),
+        event.get("lastTimestamp"),
+        event.get("eventTime"),
+    ):
         if text:
             return parse_timestamp(text)
     return parse_timestamp(event["metadata"]["creationTimestamp"])

@@ -32,6 +32,7 @@ class WorkloadController:
 
     Args:
         enforcement: Node and isolation mode to what really binds there.
+        gang: Workload key to how far its gang is; None when it is no gang.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class WorkloadController:
         enforcement: Callable[[str, str], str],
         clock: Clock,
         instruments: Instruments,
+        gang: Callable[[str], JsonObject | None] = lambda _key: None,
     ) -> None:
         self._store = store
+        self._gang = gang
         self._workloads = workloads
         self._pods = pods
         self._enforcement = enforcement
@@ -84,10 +87,16 @@ class WorkloadController:
         pool = workload.spec.pool_name if workload.spec else ""
         self._show(key, pool, len(workers), len(serving))
         phase, reason, message = summarize(len(workers), len(serving), len(failed))
+        gang = self._gang(key)
+        if gang is not None and gang["phase"] != "Running":
+            # A gang that waits says more than the number of workers that are ready.
+            phase = "Failed" if "Failed" in (phase, gang["phase"]) else "Pending"
+            reason, message = gang["reason"], gang["message"]
         status: JsonObject = {
             "phase": phase,
             "workerCount": len(workers),
             "readyWorkers": len(serving),
+            "gang": gang,
         }
         if serving:
             first = serving[0]

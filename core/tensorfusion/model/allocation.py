@@ -5,11 +5,14 @@ from typing import Final
 
 import msgspec
 
-from tensorfusion.model.demand import Amount
+from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT, Amount
 from tensorfusion.model.device import DYNAMIC, Device
 from tensorfusion.model.quota import Usage
 
 DIGEST_MODULUS: Final = 1 << 128
+TASK_KINDS: Final = 10
+"""Kinds of allocation a node counts: a part of a card, one to eight whole cards, more."""
+
 _ENCODER: Final = msgspec.json.Encoder()
 
 
@@ -24,6 +27,13 @@ class Take(msgspec.Struct, frozen=True):
     vram_bytes: int
     limit_gflops: int
     limit_vram_bytes: int
+
+
+class HostTake(msgspec.Struct, frozen=True):
+    """What a pod holds of its node besides devices: thousandths of a core, and bytes."""
+
+    cpu_milli: int = 0
+    memory_bytes: int = 0
 
 
 class Allocation(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +54,8 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True):
         takes: What is held, one entry per device, in the order of the container assignment.
         holders: Uids of the pods that use the worker, sorted; the last one to leave frees it.
         containers: Container name and its device uuids, when dealt out by the pod.
+        host: CPU and memory of the node. Unset is not encoded, so records written before it
+            existed keep their bytes and their digest.
     """
 
     key: str
@@ -60,6 +72,7 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True):
     takes: tuple[Take, ...] = ()
     holders: tuple[str, ...] = ()
     containers: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    host: HostTake | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -72,6 +85,8 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True):
         if len(self.takes) == 1:
             take = self.takes[0]
             return Usage(take.gflops, take.vram_bytes, take.limit_gflops, take.limit_vram_bytes, 1)
+        if not self.takes:
+            return Usage()
         return Usage(
             sum(take.gflops for take in self.takes),
             sum(take.vram_bytes for take in self.takes),
@@ -90,6 +105,58 @@ def allocation_hash(allocation: Allocation) -> int:
     """Hash an allocation to 128 bits; their sum is the digest of a whole ledger."""
     digest = hashlib.blake2b(_ENCODER.encode(allocation), digest_size=16).digest()
     return int.from_bytes(digest, "big")
+
+
+def task_kind(allocation: Allocation) -> int | None:
+    """Return the column of `NodeUsage.kinds` that counts this allocation.
+
+    Returns:
+        0 for a part of one card, n for n whole cards (the last column for more), None when no
+        card is held.
+    """
+    count = len(allocation.takes)
+    if not count:
+        return None
+    whole = allocation.exclusive or allocation.request.milli_percent >= FULL_CARD_MILLI_PERCENT
+    return 0 if count == 1 and not whole else min(count, TASK_KINDS - 1)
+
+
+class NodeUsage:
+    """One node's running totals. Owned by the ledger; everyone else only reads.
+
+    Attributes:
+        workers: Allocations that hold devices.
+        cpu_milli: CPU requested by pods that were placed with one, thousandths of a core.
+        memory_bytes: Memory likewise.
+        kinds: Allocations per kind; see `task_kind`.
+    """
+
+    __slots__ = ("cpu_milli", "kinds", "memory_bytes", "workers")
+
+    def __init__(self) -> None:
+        self.workers = 0
+        self.cpu_milli = 0
+        self.memory_bytes = 0
+        self.kinds = [0] * TASK_KINDS
+
+    def apply(self, allocation: Allocation, sign: int) -> None:
+        """Add (1) or remove (-1) what one allocation holds."""
+        kind = task_kind(allocation)
+        if kind is not None:
+            self.kinds[kind] += sign
+            self.workers += sign
+        host = allocation.host
+        if host is not msgspec.UNSET:
+            self.cpu_milli += sign * host.cpu_milli
+            self.memory_bytes += sign * host.memory_bytes
+
+    def totals(self) -> tuple[int, ...]:
+        """Return all totals, for comparisons."""
+        return (self.workers, self.cpu_milli, self.memory_bytes, *self.kinds)
+
+
+NO_NODE_USAGE: Final = NodeUsage()
+"""Usage of a node that nobody uses."""
 
 
 class DeviceUsage:

@@ -6,10 +6,11 @@ Three levels, each catching up on changed nodes only, which the fleet's journals
   labels and taints, not with load.
 - `Tables`: per node the score and the largest headroom of each quantity. Requests of every kind
   share one table as long as their constraints take or leave whole nodes, which is the rule since
-  the cards of a node are usually alike; otherwise a kind has its own.
-- `ShapeKeys`: one number per node for one shape, its score where the shape fits and
-  `NOT_FITTING` elsewhere. The largest headrooms sort out most nodes that changed; the cards of
-  the rest are looked at one by one.
+  the cards of a node are usually alike; otherwise a kind has its own. A policy that reads the
+  demand has no scores here, only headrooms.
+- `ShapeKeys`: one number per node for one shape, its score where the shape may fit and
+  `NOT_FITTING` elsewhere. The largest headrooms sort out most nodes; whether the cards of the
+  rest really fit is looked at when a node is about to win, or for all at once by `prune`.
 """
 
 from collections.abc import Callable, Hashable
@@ -33,7 +34,7 @@ from tensorfusion.model.fleet import (
     Fleet,
 )
 from tensorfusion.model.journal import Journal
-from tensorfusion.model.rows import Bools, Ints, Rows, Scorer
+from tensorfusion.model.rows import GATE_PLANE, Bools, Ints, Rows, Scorer, Scores, Slots
 
 NOT_FITTING: Final = -(1 << 62)
 SCORE_SCALE: Final = 1 << 16
@@ -42,9 +43,9 @@ adds floating-point numbers cannot decide a tie."""
 
 _CACHED_MASKS: Final = 1024
 _CLOSED: Final = np.int64(-1)
+_FEW_NODES: Final = 4
+"""Up to so many changes, it is worth a look whether they are all of one node."""
 _NO_KEY: Final = np.int64(NOT_FITTING)
-
-Slots = NDArray[np.intp]
 
 
 def needs_of(shape: Shape) -> list[tuple[int, int]]:
@@ -151,6 +152,13 @@ class Suitability:
             return
         where = _changed(fleet.static_journal, self._cursor, fleet.size)
         shape = self._shape
+        if not shape.gpu_count:
+            self.nodes[where] = self._masks.nodes(shape)[where]
+            if shape.pool:
+                in_pool = [node is not None and node.pool == shape.pool for node in fleet.nodes]
+                self.nodes[: fleet.size] &= in_pool
+            self._cursor = version
+            return
         codes = fleet.profile_codes[where]
         cards = self._masks.profiles(shape)[codes]
         cards &= self._masks.nodes(shape)[where, None]
@@ -180,13 +188,13 @@ class Tables:
     """
 
     def __init__(
-        self, fleet: Fleet, policy: Scorer, shape: Shape, suitability: Suitability | None
+        self, fleet: Fleet, policy: Scorer | None, shape: Shape, suitability: Suitability | None
     ) -> None:
         """Start empty.
 
         Args:
             fleet: The columns.
-            policy: Gives the scores.
+            policy: Gives the scores; None for headrooms only.
             shape: A request of the kind.
             suitability: Restricts the cards that count; None counts all.
         """
@@ -206,34 +214,29 @@ class Tables:
         if version == self._cursor:
             return
         where = _changed(fleet.journal, self._cursor, fleet.size)
-        rows, headroom = self._rows(where)
-        self.largest[:, where] = np.where(rows.open, headroom, _CLOSED).max(axis=-1)
-        scores = self._policy.score_nodes(self._shape, rows, fleet.statistics)
-        self.node_scores[where] = _scaled(scores)
         self._cursor = version
+        if not isinstance(where, slice) and len(where) <= _FEW_NODES:
+            slots = set(where.tolist())
+            if len(slots) == 1:
+                slot = slots.pop()
+                where = slice(slot, slot + 1)
+        policy = self._policy
+        rows = self.rows(where)
+        self.largest[:, where] = np.where(rows.open[:, None], rows.headroom, _CLOSED).max(axis=2).T
+        if policy is not None:
+            self.node_scores[where] = scaled(
+                policy.score_nodes(self._shape, rows, fleet.statistics)
+            )
 
-    def device_scores(self, slot: int) -> list[int]:
-        """Score the cards of one node, in units of 1/`SCORE_SCALE`."""
-        rows, _ = self._rows(slice(slot, slot + 1))
-        scores = self._policy.score_devices(self._shape, rows, self._fleet.statistics)
-        scaled: list[int] = _scaled(scores[0]).tolist()
-        return scaled
-
-    def _rows(self, where: slice | Slots) -> tuple[Rows, Ints]:
+    def rows(self, where: slice | Slots) -> Rows:
+        """Return nodes as a policy sees them."""
         fleet = self._fleet
         suitability = self._suitability
         if isinstance(where, slice):
-            headroom, capacity = fleet.headroom[:, where], fleet.capacity[:, where]
-            gate = fleet.gate[where]
-            matching = fleet.present[where] if suitability is None else suitability.cards[where]
-        else:
-            headroom = fleet.headroom.take(where, axis=1)
-            capacity = fleet.capacity.take(where, axis=1)
-            gate = fleet.gate.take(where, axis=0)
-            allowed = fleet.present if suitability is None else suitability.cards
-            matching = allowed.take(where, axis=0)
-        is_open: Bools = matching & ((gate & self._bit) != 0)
-        return Rows(headroom, capacity, matching, is_open), headroom
+            matching = None if suitability is None else suitability.cards[where]
+            return Rows(fleet.cells[where], fleet.host[where], matching, self._bit)
+        matching = None if suitability is None else suitability.cards.take(where, axis=0)
+        return Rows(fleet.cells, fleet.host.take(where, axis=0), matching, self._bit, where)
 
 
 class ShapeKeys:
@@ -245,7 +248,12 @@ class ShapeKeys:
     """
 
     def __init__(
-        self, fleet: Fleet, shape: Shape, suitability: Suitability, shared: Tables | None
+        self,
+        fleet: Fleet,
+        shape: Shape,
+        suitability: Suitability,
+        shared: Tables,
+        policy: Scorer | None,
     ) -> None:
         """Start empty.
 
@@ -253,13 +261,20 @@ class ShapeKeys:
             fleet: The columns.
             shape: The request.
             suitability: Of its kind.
-            shared: Tables of all cards, used while the kind is regular; None when the policy
-                reads the demand.
+            shared: Tables of all cards, used while the kind is regular.
+            policy: Gives the scores when it reads the demand; None when the tables have them.
         """
         self._fleet = fleet
         self.shape = shape
         self.suitability = suitability
-        self.needs = needs_of(shape)
+        self.needs = needs_of(shape) if shape.gpu_count else []
+        self._host_needs = [
+            (column, amount)
+            for column, amount in enumerate((shape.cpu_milli, shape.memory_bytes))
+            if amount
+        ]
+        self._policy = policy
+        self._exact = False
         self.keys: Ints = np.full(fleet.rows, NOT_FITTING, dtype=np.int64)
         self._bit = gate_bit(shape)
         self._shared = shared
@@ -278,8 +293,7 @@ class ShapeKeys:
         fleet = self._fleet
         suitability = self.suitability
         suitability.catch_up()
-        shared = self._shared
-        tables = shared if shared is not None and suitability.regular else own()
+        tables = self._shared if suitability.regular else own()
         tables.catch_up()
         if tables is not self._tables:
             self._tables = tables
@@ -289,33 +303,75 @@ class ShapeKeys:
             return tables
         where = _changed(fleet.journal, self._cursor, fleet.size)
         self._cursor = version
-        if isinstance(where, slice):
-            maybe = suitability.nodes[where].copy()
-            for quantity, amount in self.needs:
-                maybe &= tables.largest[quantity, where] >= amount
-        else:
-            maybe = suitability.nodes.take(where)
-            for quantity, amount in self.needs:
-                maybe &= tables.largest[quantity].take(where) >= amount
+        maybe = self._maybe(where, tables)
+        policy = self._policy
+        if policy is None and not self._exact:
+            if isinstance(where, slice):
+                self.keys[where] = np.where(maybe, tables.node_scores[where], _NO_KEY)
+            else:
+                self.keys[where] = np.where(maybe, tables.node_scores.take(where), _NO_KEY)
+            return tables
         self.keys[where] = _NO_KEY
         slots = maybe.nonzero()[0] if isinstance(where, slice) else where[maybe]
-        if slots.size:
+        if self._exact and slots.size:
             slots = slots[self._count_fitting(slots) >= self.shape.gpu_count]
+        if policy is None:
             self.keys[slots] = tables.node_scores.take(slots)
+        elif slots.size:
+            rows = tables.rows(slots)
+            self.keys[slots] = scaled(policy.score_nodes(self.shape, rows, fleet.statistics))
         return tables
 
-    def _count_fitting(self, slots: Slots) -> NDArray[np.intp]:
+    def _maybe(self, where: slice | Slots, tables: Tables) -> Bools:
+        """Tell which of some nodes have room, judged by the largest headroom of each quantity."""
         fleet = self._fleet
-        fits = (fleet.gate.take(slots, axis=0) & self._bit) != 0
-        fits &= self.suitability.cards.take(slots, axis=0)
+        maybe: Bools
+        if isinstance(where, slice):
+            maybe = self.suitability.nodes[where].copy()
+            for quantity, amount in self.needs:
+                maybe &= tables.largest[quantity, where] >= amount
+            for column, amount in self._host_needs:
+                maybe &= fleet.host[where, column] >= amount
+            return maybe
+        maybe = self.suitability.nodes.take(where)
         for quantity, amount in self.needs:
-            fits &= fleet.headroom[quantity].take(slots, axis=0) >= amount
+            maybe &= tables.largest[quantity].take(where) >= amount
+        for column, amount in self._host_needs:
+            maybe &= fleet.host[where, column] >= amount
+        return maybe
+
+    def prune(self) -> None:
+        """Look at the cards of every node that may fit and drop those that do not.
+
+        From now on that is done for every node that changes: for this shape the largest
+        headrooms tell too little.
+        """
+        if not self.shape.gpu_count:
+            return
+        self._exact = True
+        slots = (self.keys != _NO_KEY).nonzero()[0]
+        if slots.size:
+            self.keys[slots[self._count_fitting(slots) < self.shape.gpu_count]] = _NO_KEY
+
+    def drop(self, slot: int) -> None:
+        """Note that a node does not fit as it is now."""
+        self.keys[slot] = _NO_KEY
+
+    def _count_fitting(self, slots: Slots) -> NDArray[np.intp]:
+        cells = self._fleet.cells.take(slots, axis=0)
+        fits = (cells[:, GATE_PLANE] & self._bit) != 0
+        if not self.suitability.regular:
+            fits &= self.suitability.cards.take(slots, axis=0)
+        for quantity, amount in self.needs:
+            fits &= cells[:, quantity] >= amount
         counts: NDArray[np.intp] = fits.sum(axis=1)
         return counts
 
     def fitting(self, slot: int) -> list[int]:
         """Return the device slots of a node whose cards fit exactly, in order of index."""
         fleet = self._fleet
+        if not self.needs:
+            return []
         allowed = self.suitability.cards[slot].tolist()
         gates = fleet.gates[slot]
         needs = self.needs
@@ -345,6 +401,9 @@ def _changed(journal: Journal, cursor: int, size: int) -> slice | Slots:
     return changed
 
 
-def _scaled(scores: NDArray[np.float64]) -> Ints:
-    scaled: Ints = np.rint(scores * SCORE_SCALE).astype(np.int64)
-    return scaled
+def scaled(scores: Scores) -> Ints:
+    """Turn scores into integers in units of 1/`SCORE_SCALE`."""
+    product = scores * SCORE_SCALE
+    integers: Ints
+    integers = product if product.dtype == np.int64 else np.rint(product).astype(np.int64)  # type: ignore[assignment]  # mypy does not narrow by dtype
+    return integers

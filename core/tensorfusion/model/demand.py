@@ -123,7 +123,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
         pool: Pool to place in; empty searches every pool.
         request: Guaranteed amounts per GPU.
         limit: Ceiling per GPU; a dimension left 0 equals the request.
-        gpu_count: GPUs of one node, 1 to 128.
+        gpu_count: GPUs of one node, at most 128; 0 takes CPU and memory of a node only.
         vendor: Required vendor, any case; empty allows all.
         models: Allowed families or full names, any case; empty allows all.
         indices: Allowed positions on the node; empty allows all.
@@ -135,6 +135,9 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
         tolerations: Taints that are accepted.
         containers: Container name and its GPUs, when a pod deals them out itself; the counts
             sum to ``gpu_count``.
+        cpu_milli: CPU of the whole pod, thousandths of a core; counted where the node says what
+            it has.
+        memory_bytes: Memory of the whole pod, bytes; counted likewise.
     """
 
     pool: str = ""
@@ -151,6 +154,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     affinity: tuple[SelectorTerm, ...] = ()
     tolerations: tuple[Toleration, ...] = ()
     containers: tuple[tuple[str, int], ...] = ()
+    cpu_milli: int = 0
+    memory_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what can never be placed.
@@ -158,8 +163,13 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
         Raises:
             ValueError: Names the field, its value and what is allowed.
         """
-        if not 1 <= self.gpu_count <= MAX_GPU_COUNT:
-            raise ValueError(f"gpu_count is {self.gpu_count}, allowed are 1 to {MAX_GPU_COUNT}")
+        if not 0 <= self.gpu_count <= MAX_GPU_COUNT:
+            raise ValueError(f"gpu_count is {self.gpu_count}, allowed are 0 to {MAX_GPU_COUNT}")
+        if self.cpu_milli < 0 or self.memory_bytes < 0:
+            raise ValueError(
+                f"cpu_milli and memory_bytes must not be negative, got {self.cpu_milli} and "
+                f"{self.memory_bytes}"
+            )
         if self.isolation not in ISOLATION_MODES:
             raise ValueError(
                 f"isolation is {self.isolation!r}, allowed are {', '.join(ISOLATION_MODES)}"

@@ -151,6 +151,8 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
         max_workers: Workers it runs at most.
         host_memory_bytes: RAM, the base of VRAM expansion.
         host_disk_bytes: Data disk, the base of VRAM expansion.
+        cpu_milli: CPU that pods may request, thousandths of a core; 0 when it is not tracked.
+        memory_bytes: Memory that pods may request, bytes; 0 when it is not tracked.
     """
 
     name: str
@@ -161,6 +163,8 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_workers: int = DEFAULT_MAX_WORKERS
     host_memory_bytes: int = 0
     host_disk_bytes: int = 0
+    cpu_milli: int = 0
+    memory_bytes: int = 0
 
 
 class Oversubscription(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,16 +4,16 @@ A decision costs what changed since the shape was last seen, plus one search for
 number per node. Nothing walks the devices of the fleet for a shape the engine knows.
 
 Order of the rules: pool, phase, owner, vendor, model, isolation, index, node name, selector,
-affinity, cordon, taints, worker cap, whole-card and isolation locks, amounts, limits, same node.
-Ties go to the node with the smallest name, then to the card with the smallest index.
+affinity, cordon, taints, worker cap, whole-card and isolation locks, amounts, limits, same node,
+CPU and memory of the node. Which of equals is taken is `tensorfusion.model.ties`.
 """
 
 from collections.abc import Mapping
 from typing import Final
 
 import msgspec
-import numpy as np
 
+from tensorfusion.model.allocation import Allocation
 from tensorfusion.model.candidates import (
     NOT_FITTING,
     SCORE_SCALE,
@@ -22,6 +22,7 @@ from tensorfusion.model.candidates import (
     Suitability,
     Tables,
     gate_bit,
+    scaled,
 )
 from tensorfusion.model.demand import Amount, Demand, Shape
 from tensorfusion.model.device import Device, NodeInfo
@@ -36,9 +37,14 @@ from tensorfusion.model.filters import node_key, profile_key
 from tensorfusion.model.fleet import Fleet
 from tensorfusion.model.ledger import Change, Ledger
 from tensorfusion.model.rows import Scorer
+from tensorfusion.model.ties import Ties
+from tensorfusion.model.typical import count_shapes, most_typical
 
 CACHED_SHAPES: Final = 1024
 """Shapes whose keys are kept; eight bytes per node each."""
+
+_TRIES: Final = 4
+"""Nodes looked at one by one before all of them are looked at in one go."""
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,40 +71,53 @@ class Engine:
     Concurrency: not safe for threads; the owner serialises calls.
     """
 
-    def __init__(self, policy: Scorer, ledger: Ledger | None = None) -> None:
+    def __init__(
+        self, policy: Scorer, ledger: Ledger | None = None, ties: Ties | None = None
+    ) -> None:
         """Start with an empty fleet.
 
         Args:
             policy: Scores for pools without a policy of their own.
             ledger: Accounts to place against; its listener is taken over.
+            ties: Rule for pools without a rule of their own; by name when not given.
         """
         self.fleet = Fleet()
         self.ledger = ledger or Ledger()
         self.ledger.listener = self.fleet.usage_changed
         self._policy = policy
+        self._ties = ties or Ties()
         self._pool_policies: dict[str, Scorer] = {}
+        self._pool_ties: dict[str, Ties] = {}
         self._masks = StaticMasks(self.fleet)
         self._suitabilities: dict[tuple[object, ...], Suitability] = {}
         self._tables: dict[tuple[object, ...], Tables] = {}
         self._shapes: dict[tuple[str, Shape], ShapeKeys] = {}
-        self._refusals: dict[tuple[str, Shape], tuple[int, NoFit]] = {}
+        self._refusals: dict[Shape, tuple[int, NoFit]] = {}
         self._static_exclusions: dict[tuple[object, ...], StaticExclusions] = {}
         self._layout = self.fleet.layout
+        self._learns = True
+        self._learnt_from = 0
 
-    def set_policy(self, pool: str, policy: Scorer) -> None:
-        """Choose the policy of a pool."""
+    def set_policy(self, pool: str, policy: Scorer, ties: Ties | None = None) -> None:
+        """Choose the policy of a pool, and its rule for ties when it has one of its own."""
+        if ties is None:
+            self._pool_ties.pop(pool, None)
+        else:
+            self._pool_ties[pool] = ties
         if self._pool_policies.get(pool) is not policy:
             self._pool_policies[pool] = policy
             self._forget()
 
     def upsert_node(self, node: NodeInfo) -> None:
         """Add a node or replace what is known about it."""
-        self.fleet.put_node(node, self.ledger.workers_on(node.name))
+        self.ledger.set_node(node)
+        self.fleet.put_node(node, self.ledger.node_usage(node.name))
 
     def remove_node(self, name: str) -> None:
         """Remove a node and its devices; workers there keep their record until released."""
         for uuid in self.fleet.remove_node(name):
             self.ledger.remove_device(uuid)
+        self.ledger.remove_node(name)
 
     def upsert_device(self, device: Device) -> None:
         """Add a device or replace what is known about it; usage stays."""
@@ -106,7 +125,7 @@ class Engine:
         if known is not None and known.device == device:
             return
         usage = self.ledger.set_device(device)
-        self.fleet.put_device(usage, self.ledger.workers_on(device.node))
+        self.fleet.put_device(usage, self.ledger.node_usage(device.node))
 
     def remove_device(self, uuid: str) -> None:
         """Remove a device; workers on it keep their record until released."""
@@ -119,23 +138,70 @@ class Engine:
         Returns:
             A placement, or the reasons why there is none.
         """
+        refusal = self.precheck(demand)
+        if refusal is not None:
+            return refusal
+        if self._pool_policies.get(demand.shape.pool, self._policy).reads_demand:
+            self._learn()
+        return self.find(demand) or self._refuse(demand.shape)
+
+    def find(self, demand: Demand) -> Placement | None:
+        """Decide as `place` does, without a look at quotas and without reasons."""
         shape = demand.shape
         policy = self._pool_policies.get(shape.pool, self._policy)
-        key = (policy.name, shape)
+        entry = self._entry(policy, shape)
+        tables = entry.catch_up(lambda: self._own_tables(entry, policy))
+        ties = self._pool_ties.get(shape.pool, self._ties)
+        if policy.random_ties:
+            ties = ties.drawn
+        picked = self._pick(entry, ties, demand.uid)
+        return None if picked is None else self._placement(demand, entry, tables, ties, picked)
+
+    def find_on(self, demand: Demand, node: str) -> Placement | None:
+        """Decide as `find` does, on one node only; None when the request does not fit there."""
+        shape = demand.shape
+        policy = self._pool_policies.get(shape.pool, self._policy)
+        entry = self._entry(policy, shape)
+        tables = entry.catch_up(lambda: self._own_tables(entry, policy))
+        slot = self.fleet.slot_of(node)
+        if slot is None or entry.keys[slot] == NOT_FITTING:
+            return None
+        fitting = entry.fitting(slot)
+        if len(fitting) < shape.gpu_count:
+            return None
+        ties = self._pool_ties.get(shape.pool, self._ties)
+        return self._placement(demand, entry, tables, ties, (slot, fitting))
+
+    @property
+    def masks(self) -> StaticMasks:
+        """Answers of the unchanging rules, kept over calls; for explanations."""
         if self._layout != self.fleet.layout:
             self._forget()
-        entry = self._shapes.get(key)
-        if entry is None:
-            entry = self._new_entry(key, policy)
-        if self.ledger.quotas.governs(demand.namespace):
-            refusal = self._precheck(demand, entry)
-            if refusal is not None:
-                return refusal
-        tables = entry.catch_up(lambda: self._own_tables(entry, policy))
-        found = self._pick(entry, tables)
-        if found is None:
-            return self._refuse(key)
-        slot, positions = found
+        return self._masks
+
+    def suitability(self, shape: Shape) -> Suitability:
+        """Return what a request may use, load aside, as of now; not to be changed."""
+        entry = self._entry(self._pool_policies.get(shape.pool, self._policy), shape)
+        entry.suitability.catch_up()
+        return entry.suitability
+
+    def _placement(
+        self,
+        demand: Demand,
+        entry: ShapeKeys,
+        tables: Tables,
+        ties: Ties,
+        picked: tuple[int, list[int]],
+    ) -> Placement:
+        """Choose the cards on a node that fits."""
+        shape = demand.shape
+        policy = self._pool_policies.get(shape.pool, self._policy)
+        slot, positions = picked
+        if len(positions) > shape.gpu_count:
+            rows = tables.rows(slice(slot, slot + 1))
+            scores = scaled(policy.score_devices(shape, rows, self.fleet.statistics)[0])
+            positions = ties.cards(self.fleet, slot, positions, scores.tolist(), demand.uid)
+            positions = sorted(positions[: shape.gpu_count])
         block = self.fleet.blocks[slot]
         devices = tuple([block[position].uuid for position in positions])
         node = self.fleet.nodes[slot]
@@ -153,7 +219,7 @@ class Engine:
         Raises:
             AllocationRefused: The fleet changed since, or a quota would break.
         """
-        return self.ledger.allocate(demand, placement.devices)
+        return self.ledger.allocate(demand, placement.devices, placement.node)
 
     def resize(self, key: str, request: Amount, limit: Amount) -> Change:
         """Change a worker's amounts in place; see `Ledger.resize`."""
@@ -169,8 +235,29 @@ class Engine:
             self._forget()
         return explain(self.fleet, shape, self._static(shape))
 
-    def _precheck(self, demand: Demand, entry: ShapeKeys) -> NoFit | None:
+    def set_typical(self, counts: Mapping[Shape, int]) -> None:
+        """Say what requests usually look like, instead of learning it from the workers."""
+        self._learns = False
+        self.fleet.set_typical(counts)
+
+    def _learn(self) -> None:
+        """Take the present workers as typical, anew when a tenth of them came or went.
+
+        The requests that failed are not among them, nor is what a pool allowed of models.
+        """
+        count = len(self.ledger.allocations)
+        if not self._learns or 10 * abs(count - self._learnt_from) <= self._learnt_from:
+            return
+        self._learnt_from = count
+        shapes = (_shape_of(one) for one in self.ledger.allocations.values())
+        self.fleet.set_typical(most_typical(count_shapes(shapes)))
+
+    def precheck(self, demand: Demand) -> NoFit | None:
         """Refuse what no choice of devices could bring below the quota."""
+        shape = demand.shape
+        if not shape.gpu_count or not self.ledger.quotas.governs(demand.namespace):
+            return None
+        entry = self._entry(self._pool_policies.get(shape.pool, self._policy), shape)
         entry.suitability.catch_up()
         lowest = entry.suitability.lowest_capacity_gflops()
         violations = self.ledger.quotas.precheck(demand, lowest)
@@ -182,39 +269,36 @@ class Engine:
             resolvable=all(violation.resolvable for violation in violations),
         )
 
-    def _pick(self, entry: ShapeKeys, tables: Tables) -> tuple[int, list[int]] | None:
-        """Return the best node slot and the device slots to take, in order of index."""
+    def _pick(self, entry: ShapeKeys, ties: Ties, uid: str) -> tuple[int, list[int]] | None:
+        """Return the slot of the best node whose cards fit, and those; None when there is none."""
         if not self.fleet.size:
             return None
         keys = entry.keys
-        slot = int(keys.argmax())
-        best = keys[slot]
-        if best == NOT_FITTING:
-            return None
-        if not self.fleet.ordered:
-            slot = self.fleet.first_by_name(np.flatnonzero(keys == best).tolist())
-        fitting = entry.fitting(slot)
-        count = entry.shape.gpu_count
-        if len(fitting) > count:
-            scores = tables.device_scores(slot)
-            # The sort is stable, so equal scores stay in order of index.
-            fitting.sort(key=scores.__getitem__, reverse=True)
-            fitting = sorted(fitting[:count]) if count > 1 else fitting[:1]
-        return slot, fitting
+        attempt = 0
+        while True:
+            slot = ties.node(self.fleet, keys, uid, attempt)
+            if keys[slot] == NOT_FITTING:
+                return None
+            fitting = entry.fitting(slot)
+            if len(fitting) >= entry.shape.gpu_count:
+                return slot, fitting
+            entry.drop(slot)
+            attempt += 1
+            if attempt == _TRIES:
+                entry.prune()
 
-    def _refuse(self, key: tuple[str, Shape]) -> NoFit:
+    def _refuse(self, shape: Shape) -> NoFit:
         version = self.fleet.journal.version
-        known = self._refusals.get(key)
+        known = self._refusals.get(shape)
         if known is not None and known[0] == version:
             return known[1]
-        shape = key[1]
         total, _, exclusions = explain(self.fleet, shape, self._static(shape))
         lasting = sum(item.removed for item in exclusions if item.constraint in STATIC_CONSTRAINTS)
         refusal = NoFit(total=total, exclusions=exclusions, resolvable=0 < total > lasting)
         if len(self._refusals) >= CACHED_SHAPES:
             self._refusals.clear()
             self._static_exclusions.clear()
-        self._refusals[key] = (version, refusal)
+        self._refusals[shape] = (version, refusal)
         return refusal
 
     def _static(self, shape: Shape) -> StaticExclusions:
@@ -225,8 +309,13 @@ class Engine:
             self._static_exclusions[kind] = found
         return found
 
-    def _new_entry(self, key: tuple[str, Shape], policy: Scorer) -> ShapeKeys:
-        shape = key[1]
+    def _entry(self, policy: Scorer, shape: Shape) -> ShapeKeys:
+        if self._layout != self.fleet.layout:
+            self._forget()
+        key = (policy.name, shape)
+        entry = self._shapes.get(key)
+        if entry is not None:
+            return entry
         if max(len(self._shapes), len(self._suitabilities), len(self._tables)) >= CACHED_SHAPES:
             self._forget()
         kind = _kind(shape)
@@ -234,22 +323,27 @@ class Engine:
         if suitability is None:
             suitability = Suitability(self.fleet, self._masks, shape)
             self._suitabilities[kind] = suitability
-        shared = None
-        if not policy.reads_demand:
-            common = (policy.name, gate_bit(shape))
-            shared = self._tables.get(common)
-            if shared is None:
-                shared = self._tables[common] = Tables(self.fleet, policy, shape, None)
-        entry = self._shapes[key] = ShapeKeys(self.fleet, shape, suitability, shared)
+        reads = policy.reads_demand
+        shared = self._table((_table_name(policy), gate_bit(shape)), policy, shape, None)
+        entry = ShapeKeys(self.fleet, shape, suitability, shared, policy if reads else None)
+        self._shapes[key] = entry
         return entry
 
     def _own_tables(self, entry: ShapeKeys, policy: Scorer) -> Tables:
-        shape = entry.shape
-        kind = (policy.name, shape) if policy.reads_demand else (policy.name, *_kind(shape))
-        tables = self._tables.get(kind)
+        kind = (_table_name(policy), *_kind(entry.shape))
+        return self._table(kind, policy, entry.shape, entry.suitability)
+
+    def _table(
+        self,
+        key: tuple[object, ...],
+        policy: Scorer,
+        shape: Shape,
+        suitability: Suitability | None,
+    ) -> Tables:
+        tables = self._tables.get(key)
         if tables is None:
-            tables = Tables(self.fleet, policy, shape, entry.suitability)
-            self._tables[kind] = tables
+            scores = None if policy.reads_demand else policy
+            tables = self._tables[key] = Tables(self.fleet, scores, shape, suitability)
         return tables
 
     def _forget(self) -> None:
@@ -264,14 +358,41 @@ class Engine:
 
 def _kind(shape: Shape) -> tuple[object, ...]:
     """Return everything in a shape but its amounts, count and containers."""
-    return (profile_key(shape), node_key(shape), shape.indices, shape.exclusive)
+    return (
+        profile_key(shape),
+        node_key(shape),
+        shape.indices,
+        shape.exclusive,
+        not shape.gpu_count,
+    )
+
+
+def _shape_of(allocation: Allocation) -> Shape:
+    """Return what an allocation tells of the request it came from."""
+    host = allocation.host
+    return Shape(
+        pool=allocation.pool,
+        request=allocation.request,
+        gpu_count=len(allocation.takes),
+        isolation=allocation.isolation,
+        dedicated=allocation.exclusive,
+        cpu_milli=0 if host is msgspec.UNSET else host.cpu_milli,
+    )
+
+
+def _table_name(policy: Scorer) -> str:
+    """Policies that read the demand share tables, which then have no scores."""
+    return "" if policy.reads_demand else policy.name
 
 
 def build_engine(
-    policy: Scorer, nodes: Mapping[str, NodeInfo], devices: Mapping[str, Device]
+    policy: Scorer,
+    nodes: Mapping[str, NodeInfo],
+    devices: Mapping[str, Device],
+    ties: Ties | None = None,
 ) -> Engine:
     """Make an engine for a whole fleet at once, nodes in order of name."""
-    engine = Engine(policy)
+    engine = Engine(policy, ties=ties)
     for name in sorted(nodes):
         engine.upsert_node(nodes[name])
     for uuid in sorted(devices):

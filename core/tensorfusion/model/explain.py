@@ -48,16 +48,20 @@ class NoFit(msgspec.Struct, frozen=True, kw_only=True):
             whatsoever are left out.
         violations: Quotas that refuse the request before any GPU is looked at.
         resolvable: Whether it can fit later without a change of request, quota or hardware.
+        note: The reason in words, when it is none of these.
     """
 
     total: int
     exclusions: tuple[Exclusion, ...] = ()
     violations: tuple[Violation, ...] = ()
     resolvable: bool = True
+    note: str = ""
 
     @property
     def message(self) -> str:
         """One line: ``0/12 GPUs fit: 7 insufficient VRAM, 5 wrong model``."""
+        if self.note:
+            return self.note
         if self.violations:
             return "; ".join(violation.message for violation in self.violations)
         if not self.total:
@@ -162,6 +166,15 @@ def _dynamic_constraints(fleet: Fleet, shape: Shape) -> Iterator[tuple[str, str,
     for quantity, amount in needs_of(shape):
         name, phrase = _PHRASES[quantity]
         yield name, phrase, fleet.headroom[quantity, :size] >= amount
+    for column, (name, phrase, amount) in enumerate(
+        (
+            ("node-cpu", "on nodes without enough free CPU", shape.cpu_milli),
+            ("node-memory", "on nodes without enough free memory", shape.memory_bytes),
+        )
+    ):
+        if amount:
+            enough = fleet.host[:size, column, None] >= amount
+            yield name, phrase, np.broadcast_to(enough, fleet.gate[:size].shape)
 
 
 def _gate_constraints(fleet: Fleet, shape: Shape) -> Iterator[tuple[str, str, Bools]]:

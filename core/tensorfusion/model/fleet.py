@@ -1,26 +1,41 @@
 """The fleet as columns: one block of device slots per node, updated in place.
 
 Arrays have the shape (nodes, slots), where slots is the largest number of devices on one node.
+What changes with load lies in two of them, one for cards and one for nodes, so that some nodes are
+copied out with one call each; the columns by name are views of those.
 Nodes keep their slot for life and freed slots are reused, so adding or removing hardware touches
 one block; only growing beyond the arrays' size copies them, which doubling amortises.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tensorfusion.model.allocation import DeviceUsage
-from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT
+from tensorfusion.model.allocation import NO_NODE_USAGE, DeviceUsage, NodeUsage
+from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT, Shape
 from tensorfusion.model.device import DYNAMIC, ISOLATION_MODES, Device, DeviceProfile, NodeInfo
 from tensorfusion.model.journal import Journal
-from tensorfusion.model.rows import Bools, FleetStatistics, Ints
+from tensorfusion.model.rows import (
+    CAPACITY_PLANE,
+    FREE_GPU_COLUMN,
+    GATE_PLANE,
+    HOST_COLUMNS,
+    MILLI_PLANE,
+    PLANES,
+    TASKS_COLUMN,
+    UNTRACKED,
+    Bools,
+    FleetStatistics,
+    Ints,
+)
+from tensorfusion.model.typical import MILLI_CARD, CardKind, TypicalTasks
 
 GFLOPS, VRAM, LIMIT_GFLOPS, LIMIT_VRAM, PERCENT, LIMIT_PERCENT = range(6)
 """Quantities of `Fleet.headroom`, in order. Percent is compute as milli-percent of the card."""
 
-QUANTITIES: Final = 6
+QUANTITIES: Final = MILLI_PLANE
 
 IDLE_BIT: Final = 1
 """Gate bit of a card that nobody uses: a whole-card request may take it."""
@@ -43,8 +58,11 @@ def gate_of(usage: DeviceUsage, node_full: bool) -> int:
     return 0 if usage.conflict else GATE_BITS[usage.active_isolation]
 
 
-def headroom_of(usage: DeviceUsage, device: Device) -> tuple[int, int, int, int, int, int]:
-    """Return what is left of a card, one figure per quantity.
+def headroom_of(usage: DeviceUsage, device: Device) -> tuple[int, ...]:
+    """Return what is left of a card, one figure per quantity, then in thousandths of the card.
+
+    The last one is the smaller of what compute and memory leave, rounded down; a dimension that
+    the card does not have does not limit it.
 
     The percentages are the largest that still fit: a share of p on a card of c GFLOP/s is
     ``p * c // 100000``, and that is at most ``free`` exactly while
@@ -53,13 +71,18 @@ def headroom_of(usage: DeviceUsage, device: Device) -> tuple[int, int, int, int,
     capacity = device.capacity_gflops
     gflops = capacity - usage.used_gflops
     limit = device.limit_gflops - usage.limit_gflops
+    vram = device.capacity_vram_bytes - usage.used_vram_bytes
+    milli = gflops * MILLI_CARD // capacity if capacity else MILLI_CARD
+    if device.capacity_vram_bytes:
+        milli = min(milli, vram * MILLI_CARD // device.capacity_vram_bytes)
     return (
         gflops,
-        device.capacity_vram_bytes - usage.used_vram_bytes,
+        vram,
         limit,
         device.limit_vram_bytes - usage.limit_vram_bytes,
         ((gflops + 1) * FULL_CARD_MILLI_PERCENT - 1) // (capacity or 1),
         ((limit + 1) * FULL_CARD_MILLI_PERCENT - 1) // (capacity or 1),
+        max(milli, 0),
     )
 
 
@@ -67,8 +90,11 @@ class Fleet:
     """Columns of all nodes and devices.
 
     Attributes:
+        cells: Everything about cards that changes with load, and what is read together with it;
+            (nodes, planes, slots). The planes are named in `tensorfusion.model.rows`.
+        host: Free CPU and memory, then allocations per kind; (nodes, columns).
         headroom: What is left of each card; (quantities, nodes, slots).
-        capacity: GFLOP/s and bytes of each card, 1 in empty slots; (2, nodes, slots).
+        kinds: Distinct cards by profile and capacity, which `cells` refers to.
         gate: Who may join each card, bits; (nodes, slots).
         profile_codes: Position in `profiles`, -1 in empty slots; (nodes, slots).
         present: Whether a slot carries a device; (nodes, slots).
@@ -76,18 +102,18 @@ class Fleet:
         full: Whether a node runs as many workers as it may; (nodes,).
         nodes: Node per slot, None when free.
         blocks: Devices per node slot, in order of index.
-        cards: `headroom` once more as one tuple per device, since single nodes are read faster
-            from Python objects than from arrays.
+        cards: `headroom` and the free thousandths once more as one tuple per device, since
+            single nodes are read faster from Python objects than from arrays.
         gates: `gate` once more, for the same reason.
         journal: Node slots whose columns changed in any way.
         static_journal: Node slots whose hardware, labels or taints changed.
-        layout: Grows when the arrays are replaced by larger ones.
+        layout: Grows when whatever readers have kept is void, as when the arrays are replaced
+            by larger ones.
     """
 
     def __init__(self) -> None:
-        self.headroom: Ints = np.full((QUANTITIES, 0, 1), -1, dtype=np.int64)
-        self.capacity: Ints = np.ones((2, 0, 1), dtype=np.int64)
-        self.gate: NDArray[np.uint8] = np.zeros((0, 1), dtype=np.uint8)
+        self._set_cells(_empty_cells(0, 1))
+        self.host: Ints = np.zeros((0, HOST_COLUMNS), dtype=np.int64)
         self.profile_codes: NDArray[np.int32] = np.full((0, 1), -1, dtype=np.int32)
         self.present: Bools = np.zeros((0, 1), dtype=np.bool_)
         self.full: Bools = np.zeros(0, dtype=np.bool_)
@@ -100,12 +126,16 @@ class Fleet:
         self.journal = Journal()
         self.static_journal = Journal()
         self.layout = 0
+        self.kinds: list[CardKind] = []
+        self._kind_codes: dict[CardKind, int] = {}
+        self._typical: Mapping[Shape, int] = {}
+        self._typical_tasks: TypicalTasks | None = None
         self._codes: dict[DeviceProfile, int] = {}
         self._slots: dict[str, int] = {}
         self._free_slots: list[int] = []
         self._positions: dict[str, tuple[int, int]] = {}
         self._full: list[bool] = []
-        self._workers: list[int] = []
+        self._first_kinds: list[int] = []
         self._last_name = ""
         self._ranks: dict[str, int] | None = {}
         self._ordered = True
@@ -145,21 +175,42 @@ class Fleet:
                 capacity_gflops=sum(device.capacity_gflops for device in devices),
                 capacity_vram_bytes=sum(device.capacity_vram_bytes for device in devices),
                 devices_by_model=models,
+                kinds=tuple(self.kinds),
+                typical=self._typical_tasks,
             )
         return self._statistics
+
+    @property
+    def headroom(self) -> Ints:
+        """What is left of each card; (quantities, nodes, slots), a view."""
+        return self._headroom
+
+    @property
+    def capacity(self) -> Ints:
+        """GFLOP/s and bytes of each card, 1 in empty slots; (2, nodes, slots), a view."""
+        return self._capacity
+
+    def set_typical(self, counts: Mapping[Shape, int]) -> None:
+        """Say which requests are typical and how often each occurs.
+
+        Scores may depend on it, so that caches are void afterwards.
+        """
+        self._typical = counts
+        self._tabulate()
+        self.layout += 1
 
     def slot_of(self, node: str) -> int | None:
         """Return the slot of a node, None when unknown."""
         return self._slots.get(node)
 
-    def first_by_name(self, slots: Sequence[int]) -> int:
-        """Return the slot whose node has the smallest name."""
+    def by_name(self, slots: Sequence[int]) -> list[int]:
+        """Return slots in order of their nodes' names."""
         if self._ranks is None:
             self._ranks = {name: rank for rank, name in enumerate(sorted(self._slots))}
         ranks = self._ranks
-        return min(slots, key=lambda slot: ranks[self._name(slot)])
+        return sorted(slots, key=lambda slot: ranks[self._name(slot)])
 
-    def put_node(self, node: NodeInfo, workers: int) -> None:
+    def put_node(self, node: NodeInfo, usage: NodeUsage = NO_NODE_USAGE) -> None:
         """Add a node or replace what is known about it; its devices stay."""
         slot = self._slots.get(node.name)
         if slot is None:
@@ -167,7 +218,7 @@ class Fleet:
         elif self.nodes[slot] == node:
             return
         self.nodes[slot] = node
-        self._set_workers(slot, workers)
+        self._set_usage(slot, usage)
         self._mark(slot)
 
     def remove_node(self, name: str) -> list[str]:
@@ -185,18 +236,19 @@ class Fleet:
         self.blocks[slot] = []
         self.nodes[slot] = None
         self._free_slots.append(slot)
+        self.host[slot] = 0
         self._write_block(slot)
         self._ranks = None
         return uuids
 
-    def put_device(self, usage: DeviceUsage, workers: int) -> None:
+    def put_device(self, usage: DeviceUsage, node_usage: NodeUsage = NO_NODE_USAGE) -> None:
         """Add a device or replace what is known about it."""
         device = usage.device
         if device is None:
             return
         slot = self._slots.get(device.node)
         if slot is None:
-            self.put_node(NodeInfo(name=device.node, pool=device.pool), workers)
+            self.put_node(NodeInfo(name=device.node, pool=device.pool), node_usage)
             slot = self._slots[device.node]
         position = self._positions.get(device.uuid)
         if position is not None and position[0] != slot:
@@ -207,7 +259,14 @@ class Fleet:
         self.blocks[slot] = block
         if len(block) > self.width:
             self._grow(self.rows, max(len(block), self.width * 2 if self.width > 1 else 2))
-        self._write_block(slot)
+        if position is None and block[-1] is usage:
+            self.cards[slot].append(())
+            self.gates[slot].append(0)
+            self._write_card(slot, len(block) - 1, usage, device)
+            self._summarise(slot)
+            self._mark(slot)
+        else:
+            self._write_block(slot)
 
     def remove_device(self, uuid: str) -> None:
         """Remove a device; unknown ones are ignored."""
@@ -218,25 +277,26 @@ class Fleet:
         self.blocks[slot] = [usage for usage in self.blocks[slot] if usage.uuid != uuid]
         self._write_block(slot)
 
-    def usage_changed(self, node: str, workers: int, touched: Sequence[DeviceUsage]) -> None:
+    def usage_changed(
+        self, node: str, node_usage: NodeUsage, touched: Sequence[DeviceUsage]
+    ) -> None:
         """Take over new totals from the ledger; its listener."""
-        slot = self._slots.get(node)
-        if slot is not None:
-            self._set_workers(slot, workers)
         for usage in touched:
             position = self._positions.get(usage.uuid)
             device = usage.device
             if position is None or device is None:
                 continue
-            slot, place = position
+            block, place = position
             card = headroom_of(usage, device)
-            self.cards[slot][place] = card
-            self.headroom[:, slot, place] = card
-            gate = gate_of(usage, self._full[slot])
-            if self.gates[slot][place] != gate:
-                self.gates[slot][place] = gate
-                self.gate[position] = gate
+            self.cards[block][place] = card
+            self.cells[block, :CAPACITY_PLANE, place] = card
+            gate = gate_of(usage, self._full[block])
+            if self.gates[block][place] != gate:
+                self.gates[block][place] = gate
+                self.gate[block, place] = gate
+        slot = self._slots.get(node)
         if slot is not None:
+            self._set_usage(slot, node_usage)
             self.journal.append(slot)
 
     def _name(self, slot: int) -> str:
@@ -255,7 +315,7 @@ class Fleet:
             self.cards.append([])
             self.gates.append([])
             self._full.append(False)
-            self._workers.append(0)
+            self._first_kinds.append(-1)
             if node.name < self._last_name:
                 self._ordered = False
             self._last_name = max(self._last_name, node.name)
@@ -264,15 +324,19 @@ class Fleet:
         self._slots[node.name] = slot
         return slot
 
-    def _set_workers(self, slot: int, workers: int) -> None:
+    def _set_usage(self, slot: int, usage: NodeUsage) -> None:
         node = self.nodes[slot]
-        self._workers[slot] = workers
-        full = node is not None and workers >= node.max_workers
+        if node is None:
+            return
+        cpu = node.cpu_milli - usage.cpu_milli if node.cpu_milli else UNTRACKED
+        memory = node.memory_bytes - usage.memory_bytes if node.memory_bytes else UNTRACKED
+        self.host[slot] = (cpu, memory, *self._sums(slot, cpu), *usage.kinds)
+        full = usage.workers >= node.max_workers
         if full != self._full[slot]:
             self._full[slot] = full
             self.full[slot] = full
-            for position, usage in enumerate(self.blocks[slot]):
-                gate = gate_of(usage, full)
+            for position, card in enumerate(self.blocks[slot]):
+                gate = gate_of(card, full)
                 self.gates[slot][position] = gate
                 self.gate[slot, position] = gate
 
@@ -282,9 +346,7 @@ class Fleet:
         self._statistics = None
 
     def _write_block(self, slot: int) -> None:
-        self.headroom[:, slot] = -1
-        self.capacity[:, slot] = 1
-        self.gate[slot] = 0
+        self.cells[slot] = _empty_cells(1, self.width)[0]
         self.profile_codes[slot] = -1
         self.present[slot] = False
         self.indices[slot] = -1
@@ -292,21 +354,35 @@ class Fleet:
         gates = [0] * len(cards)
         self.cards[slot] = cards
         self.gates[slot] = gates
+        self._first_kinds[slot] = -1
         for position, usage in enumerate(self.blocks[slot]):
             device = usage.device
             if device is None:
                 continue
-            self._positions[usage.uuid] = (slot, position)
-            cards[position] = headroom_of(usage, device)
-            gates[position] = gate_of(usage, self._full[slot])
-            self.headroom[:, slot, position] = cards[position]
-            self.gate[slot, position] = gates[position]
-            self.capacity[0, slot, position] = device.capacity_gflops or 1
-            self.capacity[1, slot, position] = device.capacity_vram_bytes or 1
-            self.profile_codes[slot, position] = self._code(device.profile)
-            self.present[slot, position] = True
-            self.indices[slot, position] = device.index
+            self._write_card(slot, position, usage, device)
+        self._summarise(slot)
         self._mark(slot)
+
+    def _write_card(self, slot: int, position: int, usage: DeviceUsage, device: Device) -> None:
+        card = headroom_of(usage, device)
+        gate = gate_of(usage, self._full[slot])
+        self._positions[usage.uuid] = (slot, position)
+        self.cards[slot][position] = card
+        self.gates[slot][position] = gate
+        profile = device.profile
+        kind = self._kind(profile, device)
+        if not position:
+            self._first_kinds[slot] = kind
+        self.cells[slot, :, position] = (
+            *card,
+            device.capacity_gflops or 1,
+            device.capacity_vram_bytes or 1,
+            gate,
+            kind,
+        )
+        self.profile_codes[slot, position] = self._code(profile)
+        self.present[slot, position] = True
+        self.indices[slot, position] = device.index
 
     def _code(self, profile: DeviceProfile) -> int:
         code = self._codes.get(profile)
@@ -315,26 +391,70 @@ class Fleet:
             self.profiles.append(profile)
         return code
 
+    def _kind(self, profile: DeviceProfile, device: Device) -> int:
+        kind = CardKind(profile, device.capacity_gflops, device.capacity_vram_bytes)
+        code = self._kind_codes.get(kind)
+        if code is None:
+            code = self._kind_codes[kind] = len(self.kinds)
+            self.kinds.append(kind)
+            self._tabulate()
+        return code
+
+    def _tabulate(self) -> None:
+        """Make the tables of the typical requests, and what they can use of each node."""
+        self._statistics = None
+        if not self._typical:
+            return
+        self._typical_tasks = TypicalTasks(self._typical, tuple(self.kinds))
+        for slot in range(self.size):
+            self._summarise(slot)
+
+    def _summarise(self, slot: int) -> None:
+        """Write the sums over a node's cards."""
+        host = self.host[slot]
+        host[FREE_GPU_COLUMN:TASKS_COLUMN] = self._sums(slot, int(host[0]))
+
+    def _sums(self, slot: int, cpu: int) -> tuple[int, int, int, int]:
+        """Return free thousandths, idle cards, what is usable to the typical, and the kind."""
+        free = [card[MILLI_PLANE] for card in self.cards[slot] if card]
+        kind = self._first_kinds[slot]
+        tasks = self._typical_tasks
+        usable = tasks.usable_by(kind, cpu, free) if tasks is not None else 0
+        return sum(free), free.count(MILLI_CARD), usable, kind
+
+    def _set_cells(self, cells: Ints) -> None:
+        self.cells = cells
+        self._headroom = cells[:, :QUANTITIES].transpose(1, 0, 2)
+        self._capacity = cells[:, CAPACITY_PLANE : CAPACITY_PLANE + 2].transpose(1, 0, 2)
+        self.gate = cells[:, GATE_PLANE]
+
     def _grow(self, rows: int, width: int) -> None:
         old_rows, old_width = self.gate.shape
-        headroom = np.full((QUANTITIES, rows, width), -1, dtype=np.int64)
-        capacity = np.ones((2, rows, width), dtype=np.int64)
-        gate = np.zeros((rows, width), dtype=np.uint8)
+        cells = _empty_cells(rows, width)
+        host = np.zeros((rows, HOST_COLUMNS), dtype=np.int64)
         codes = np.full((rows, width), -1, dtype=np.int32)
         present = np.zeros((rows, width), dtype=np.bool_)
         full = np.zeros(rows, dtype=np.bool_)
         indices = np.full((rows, width), -1, dtype=np.int32)
-        headroom[:, :old_rows, :old_width] = self.headroom
-        capacity[:, :old_rows, :old_width] = self.capacity
-        gate[:old_rows, :old_width] = self.gate
+        cells[:old_rows, :, :old_width] = self.cells
+        host[:old_rows] = self.host
         codes[:old_rows, :old_width] = self.profile_codes
         present[:old_rows, :old_width] = self.present
         full[:old_rows] = self.full
         indices[:old_rows, :old_width] = self.indices
-        self.headroom, self.capacity, self.gate = headroom, capacity, gate
+        self._set_cells(cells)
+        self.host = host
         self.profile_codes, self.indices = codes, indices
         self.present, self.full = present, full
         self.layout += 1
+
+
+def _empty_cells(rows: int, width: int) -> Ints:
+    cells = np.full((rows, PLANES, width), -1, dtype=np.int64)
+    cells[:, MILLI_PLANE] = 0
+    cells[:, CAPACITY_PLANE : CAPACITY_PLANE + 2] = 1
+    cells[:, GATE_PLANE] = 0
+    return cells
 
 
 def _block_order(usage: DeviceUsage) -> tuple[int, str]:

@@ -16,14 +16,17 @@ import msgspec
 from tensorfusion.errors import TensorFusionError
 from tensorfusion.model.allocation import (
     DIGEST_MODULUS,
+    NO_NODE_USAGE,
     Allocation,
     DeviceUsage,
+    HostTake,
+    NodeUsage,
     Take,
     allocation_hash,
     canonical_bytes,
 )
-from tensorfusion.model.demand import Amount, Demand
-from tensorfusion.model.device import DYNAMIC, ISOLATION_MODES, Device
+from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT, Amount, Demand
+from tensorfusion.model.device import DYNAMIC, ISOLATION_MODES, Device, NodeInfo
 from tensorfusion.model.quota import QuotaBook, Violation, resolve
 
 Operation = Literal["allocate", "resize", "hold", "release"]
@@ -60,7 +63,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
     position: int
 
 
-def _ignore(node: str, workers: int, touched: Sequence[DeviceUsage]) -> None:
+def _ignore(node: str, usage: NodeUsage, touched: Sequence[DeviceUsage]) -> None:
     """Stand in for a listener."""
 
 
@@ -72,14 +75,15 @@ class Ledger:
 
     def __init__(self, quotas: QuotaBook | None = None) -> None:
         self.quotas = quotas or QuotaBook()
-        self.listener: Callable[[str, int, Sequence[DeviceUsage]], None] = _ignore
-        """Told after each change: node, workers on it, devices whose totals changed."""
+        self.listener: Callable[[str, NodeUsage, Sequence[DeviceUsage]], None] = _ignore
+        """Told after each change: node, its totals, devices whose totals changed."""
         self._devices: dict[str, DeviceUsage] = {}
         self._allocations: dict[str, Allocation] = {}
         self._hashes: dict[str, int] = {}
         self._holders: dict[str, str] = {}
         self._workloads: dict[tuple[str, str], dict[str, None]] = {}
-        self._node_workers: dict[str, int] = {}
+        self._nodes: dict[str, NodeUsage] = {}
+        self._host_capacity: dict[str, tuple[int, int]] = {}
         self._digest = 0
         self._depth = 0
         self._undo: list[Change] = []
@@ -111,7 +115,19 @@ class Ledger:
 
     def workers_on(self, node: str) -> int:
         """Count the workers on a node."""
-        return self._node_workers.get(node, 0)
+        return self.node_usage(node).workers
+
+    def node_usage(self, node: str) -> NodeUsage:
+        """Return a node's totals; not to be changed."""
+        return self._nodes.get(node, NO_NODE_USAGE)
+
+    def set_node(self, node: NodeInfo) -> None:
+        """Say what CPU and memory a node has; what is held of it stays."""
+        self._host_capacity[node.name] = (node.cpu_milli, node.memory_bytes)
+
+    def remove_node(self, node: str) -> None:
+        """Forget what CPU and memory a node has."""
+        self._host_capacity.pop(node, None)
 
     def set_device(self, device: Device) -> DeviceUsage:
         """Add a device or replace what is known about it; its usage stays.
@@ -135,16 +151,17 @@ class Ledger:
         if not usage.members:
             del self._devices[uuid]
 
-    def allocate(self, demand: Demand, devices: Sequence[str]) -> Change:
-        """Reserve devices for a pod.
+    def allocate(self, demand: Demand, devices: Sequence[str], node: str = "") -> Change:
+        """Reserve devices for a pod, and its CPU and memory on their node.
 
         Args:
             demand: The request.
             devices: Uuids on one node, as many as ``gpu_count``.
+            node: The node, for a request without GPUs; otherwise the devices tell.
 
         Raises:
-            AllocationRefused: The pod has an allocation, a device is unknown or too full, or a
-                quota would break.
+            AllocationRefused: The pod has an allocation, a device is unknown or too full, the
+                node lacks CPU or memory, or a quota would break.
         """
         shape = demand.shape
         if demand.uid in self._holders or demand.uid in self._allocations:
@@ -154,13 +171,18 @@ class Ledger:
             )
         usages = self._resolve_devices(demand, devices)
         takes = tuple(self._take(usage, demand) for usage in usages)
-        node = usages[0].device.node if usages[0].device else ""
+        first = usages[0].device if usages else None
+        if first is not None:
+            node = first.node
+        elif node not in self._host_capacity:
+            raise AllocationRefused("UnknownNode", f"node {node!r} is not in the fleet")
+        host = self._host_take(node, demand)
         allocation = Allocation(
             key=demand.uid,
             namespace=demand.namespace,
             name=demand.name,
             workload=demand.workload,
-            pool=usages[0].device.pool if usages[0].device else "",
+            pool=first.pool if first is not None else shape.pool,
             node=node,
             isolation=shape.isolation,
             exclusive=shape.exclusive,
@@ -170,8 +192,9 @@ class Ledger:
             takes=takes,
             holders=(demand.uid,),
             containers=shape.deal(tuple(devices)) if shape.containers else (),
+            host=host,
         )
-        if self.quotas.quotas(demand.namespace):
+        if takes and self.quotas.quotas(demand.namespace):
             self._require_quota(allocation, None)
         return self._swap("allocate", None, allocation)
 
@@ -296,7 +319,11 @@ class Ledger:
                 recount.set_device(usage.device)
         for allocation in self._allocations.values():
             recount.restore(allocation)
-        found = []
+        found = [
+            f"node {node}: totals differ from a recount"
+            for node in sorted(self._nodes.keys() | recount._nodes.keys())
+            if self.node_usage(node).totals() != recount.node_usage(node).totals()
+        ]
         for uuid, usage in self._devices.items():
             other = recount._devices.get(uuid)
             if other is None or other.totals() != usage.totals() or other.members != usage.members:
@@ -327,11 +354,27 @@ class Ledger:
             for take in after.takes
         ]
         violations = self.quotas.check(
-            after.namespace, change, per_gpu, len(per_gpu), only_increases=before is not None
+            after.namespace,
+            change,
+            per_gpu,
+            len(per_gpu),
+            shares=self._largest_shares(after),
+            only_increases=before is not None,
         )
         if violations:
             message = "; ".join(violation.message for violation in violations)
             raise AllocationRefused("QuotaExceeded", message, violations)
+
+    def _largest_shares(self, allocation: Allocation) -> tuple[int, int]:
+        """Return the largest request and limit as a share of its card, rounded up."""
+        request = limit = 0
+        for take in allocation.takes:
+            device = self._devices[take.uuid].device
+            if device is not None and device.capacity_gflops:
+                card = device.capacity_gflops
+                request = max(request, -(-take.gflops * FULL_CARD_MILLI_PERCENT // card))
+                limit = max(limit, -(-take.limit_gflops * FULL_CARD_MILLI_PERCENT // card))
+        return request, limit
 
     def _resolve_devices(self, demand: Demand, devices: Sequence[str]) -> list[DeviceUsage]:
         if len(devices) != demand.shape.gpu_count or len(set(devices)) != len(devices):
@@ -351,6 +394,25 @@ class Ledger:
                 "WrongDevices", f"devices {', '.join(devices)} are not on one node"
             )
         return usages
+
+    def _host_take(self, node: str, demand: Demand) -> HostTake | msgspec.UnsetType:
+        shape = demand.shape
+        if not shape.cpu_milli and not shape.memory_bytes:
+            return msgspec.UNSET
+        used = self.node_usage(node)
+        for label, asked, held, capacity in zip(
+            ("CPU", "memory"),
+            (shape.cpu_milli, shape.memory_bytes),
+            (used.cpu_milli, used.memory_bytes),
+            self._host_capacity.get(node, (0, 0)),
+            strict=True,
+        ):
+            if capacity and held + asked > capacity:
+                raise AllocationRefused(
+                    "InsufficientNode",
+                    f"node {node}: {label} {asked} asked, {capacity - held} of {capacity} free",
+                )
+        return HostTake(shape.cpu_milli, shape.memory_bytes)
 
     def _take(self, usage: DeviceUsage, demand: Demand) -> Take:
         device = usage.device
@@ -444,13 +506,14 @@ class Ledger:
             if usage.device is None and not usage.members:
                 del self._devices[take.uuid]
         node = allocation.node
-        workers = self._node_workers.get(node, 0) + sign
-        if workers:
-            self._node_workers[node] = workers
-        else:
-            del self._node_workers[node]
+        node_usage = self._nodes.get(node)
+        if node_usage is None:
+            node_usage = self._nodes[node] = NodeUsage()
+        node_usage.apply(allocation, sign)
+        if not any(node_usage.totals()):
+            del self._nodes[node]
         self.quotas.add(allocation.namespace, allocation.usage, sign)
-        self.listener(node, workers, touched)
+        self.listener(node, node_usage, touched)
 
 
 def take_of(device: Device, request: Amount, limit: Amount, *, exclusive: bool) -> Take:

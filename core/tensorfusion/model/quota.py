@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from tensorfusion.model.demand import Amount, Demand
+from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT, Amount, Demand, Shape
 
 
 class QuotaAmount(msgspec.Struct, frozen=True):
@@ -30,6 +30,9 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True):
         max_workers: Ceiling of the number of workers.
         single_max_requests: Ceiling of one worker's request, per GPU.
         single_max_limits: Ceiling of one worker's limit, per GPU.
+        single_max_request_share: Largest share of a card that one worker may request, thousandths
+            of a percent; whatever it asks for counts as its share of the card it gets.
+        single_max_limit_share: Likewise for its limit.
         max_gpu_count: GPUs one worker may have at most.
         alert_threshold_percent: Use above this is reported as a condition.
     """
@@ -41,6 +44,8 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True):
     max_workers: int | None = None
     single_max_requests: QuotaAmount = QuotaAmount()
     single_max_limits: QuotaAmount = QuotaAmount()
+    single_max_request_share: int | None = None
+    single_max_limit_share: int | None = None
     max_gpu_count: int | None = None
     alert_threshold_percent: int = 95
 
@@ -109,12 +114,28 @@ class Violation(msgspec.Struct, frozen=True, kw_only=True):
             f"limit {_print(self.resource, self.limit)}"
         )
 
+    def counted(self, usage: Usage) -> int:
+        """Return what a usage counts for the resource; 0 for single caps."""
+        figures = zip(_TOTALS, _counts(usage), strict=True)
+        return dict(figures).get(self.resource, 0)
+
+    @property
+    def remedy(self) -> str:
+        """What an administrator would do about it."""
+        needed = _print(self.resource, self.used + self.requested)
+        return (
+            f"raise {self.resource} of quota {self.quota} from "
+            f"{_print(self.resource, self.limit)} to {needed}"
+        )
+
 
 def _print(resource: str, value: int) -> str:
     if ".tflops." in resource:
         return f"{value / 1000:g} TFLOPS"
     if ".vram." in resource:
         return f"{value / 2**30:g} GiB"
+    if ".percent." in resource:
+        return f"{value / 1000:g} %"
     return str(value)
 
 
@@ -168,6 +189,7 @@ class QuotaBook:
         per_gpu: Iterable[tuple[int, int, int, int]],
         gpu_count: int,
         *,
+        shares: tuple[int, int] = (0, 0),
         only_increases: bool = False,
     ) -> list[Violation]:
         """Name every quota that the change would break.
@@ -178,6 +200,8 @@ class QuotaBook:
             per_gpu: Request GFLOP/s, request bytes, limit GFLOP/s, limit bytes on each GPU of
                 the worker after the change.
             gpu_count: GPUs of the worker.
+            shares: Largest request and largest limit as a share of the card, thousandths of a
+                percent; 0 while the cards are not known.
             only_increases: Ignore totals that the change does not raise, so that a namespace
                 above a quota lowered later can still shrink.
 
@@ -191,7 +215,7 @@ class QuotaBook:
         largest = tuple(max(column) for column in zip(*per_gpu, strict=True)) or (0, 0, 0, 0)
         found: list[Violation] = []
         for _, quota in sorted(quotas.items()):
-            found += _single_violations(quota, largest, gpu_count)
+            found += _single_violations(quota, largest, gpu_count, shares)
             found += _total_violations(quota, used, change, only_increases)
         return found
 
@@ -215,7 +239,20 @@ class QuotaBook:
         count = shape.gpu_count
         gflops, vram_bytes, limit_gflops, limit_vram_bytes = (amount * count for amount in amounts)
         change = Usage(gflops, vram_bytes, limit_gflops, limit_vram_bytes, 1)
-        return self.check(demand.namespace, change, [amounts], count)
+        shares = asked_shares(shape)
+        return self.check(demand.namespace, change, [amounts], count, shares=shares)
+
+
+def asked_shares(shape: Shape) -> tuple[int, int]:
+    """Return request and limit as far as they are stated as a share of a card.
+
+    Returns:
+        Thousandths of a percent; 0 for what is stated in TFLOPS.
+    """
+    if shape.exclusive:
+        return FULL_CARD_MILLI_PERCENT, FULL_CARD_MILLI_PERCENT
+    request, limit = shape.request.milli_percent, shape.limit.milli_percent
+    return request, max(request, limit)
 
 
 def resolve(request: Amount, limit: Amount, capacity_gflops: int) -> tuple[int, int, int, int]:
@@ -254,15 +291,22 @@ def _ceilings(requests: QuotaAmount, limits: QuotaAmount) -> tuple[int | None, .
 
 
 _DIMENSIONS = ("tflops.request", "vram.request", "tflops.limit", "vram.limit")
+_TOTALS = (*(f"total.max.{dimension}" for dimension in _DIMENSIONS), "total.max.workers.limit")
 
 
-def _single_violations(quota: Quota, largest: tuple[int, ...], gpu_count: int) -> list[Violation]:
+def _single_violations(
+    quota: Quota, largest: tuple[int, ...], gpu_count: int, shares: tuple[int, int]
+) -> list[Violation]:
     ceilings = _ceilings(quota.single_max_requests, quota.single_max_limits)
     found = [
         _violation(quota, f"single.max.{dimension}", amount, 0, ceiling)
         for dimension, amount, ceiling in zip(_DIMENSIONS, largest, ceilings, strict=True)
         if ceiling is not None and amount > ceiling
     ]
+    bounds = (quota.single_max_request_share, quota.single_max_limit_share)
+    for side, share, bound in zip(("request", "limit"), shares, bounds, strict=True):
+        if bound is not None and share > bound:
+            found.append(_violation(quota, f"single.max.percent.{side}", share, 0, bound))
     if quota.max_gpu_count is not None and gpu_count > quota.max_gpu_count:
         name = "single.max.gpuCount.limit"
         found.append(_violation(quota, name, gpu_count, 0, quota.max_gpu_count))
@@ -273,10 +317,9 @@ def _total_violations(
     quota: Quota, used: Usage, change: Usage, only_increases: bool
 ) -> list[Violation]:
     ceilings = (*_ceilings(quota.total_requests, quota.total_limits), quota.max_workers)
-    names = (*(f"total.max.{dimension}" for dimension in _DIMENSIONS), "total.max.workers.limit")
     found = []
     for name, now, added, ceiling in zip(
-        names, _counts(used), _counts(change), ceilings, strict=True
+        _TOTALS, _counts(used), _counts(change), ceilings, strict=True
     ):
         if ceiling is None or now + added <= ceiling or (only_increases and added <= 0):
             continue

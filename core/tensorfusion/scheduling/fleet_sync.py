@@ -11,10 +11,11 @@ from tensorfusion.api.gpu import GPU
 from tensorfusion.api.node import GPUNode
 from tensorfusion.api.pool import GPUPool
 from tensorfusion.api.quota import GPUResourceQuota
-from tensorfusion.api.scheduling_config import SchedulingConfigTemplate
+from tensorfusion.api.scheduling_config import Placement, SchedulingConfigTemplate
 from tensorfusion.clock import Clock
 from tensorfusion.errors import Terminal
 from tensorfusion.model.device import Device, with_oversubscription
+from tensorfusion.model.ties import NAME, Ties
 from tensorfusion.runtime.controller import DONE, Controller, Result
 from tensorfusion.scheduling.placer import Placer
 from tensorfusion.scheduling.translate import (
@@ -126,18 +127,17 @@ class FleetSync:
         """Choose the pool's policy and recompute its nodes."""
         pool = self._informers.pools.get(key)
         if pool is not None:
-            self._placer.set_policy(key, self._policy_of(pool))
+            placement = self._placement_of(pool)
+            self._placer.set_policy(key, policy_of(self._policies, placement), ties_of(placement))
         for gpu_node in self._informers.gpu_nodes.values():
             if gpu_node.metadata.labels.get(names.MANAGED_BY) == key:
                 self.nodes.queue.add(gpu_node.metadata.name)
         return DONE
 
-    def _policy_of(self, pool: GPUPool) -> PlacementPolicy:
+    def _placement_of(self, pool: GPUPool) -> Placement | None:
         name = pool.spec.scheduling_config_template if pool.spec else ""
         template = self._informers.templates.get(name) if name else None
-        placement = template.spec.placement if template is not None and template.spec else None
-        wanted = (placement.policy or placement.mode) if placement else "NodeCompactGPULowLoad"
-        return find_policy(self._policies, wanted)
+        return template.spec.placement if template is not None and template.spec else None
 
     def reconcile_quota(self, key: str) -> Result:
         """Take over one quota."""
@@ -172,6 +172,25 @@ class FleetSync:
         for pool in self._informers.pools.values():
             if pool.spec is not None and pool.spec.scheduling_config_template == change.key:
                 self.pools.queue.add(pool.metadata.name)
+
+
+def policy_of(
+    policies: Mapping[str, PlacementPolicy], placement: Placement | None
+) -> PlacementPolicy:
+    """Find the policy that a pool's template chooses, the default mode without one.
+
+    Raises:
+        Terminal: It is not installed.
+    """
+    wanted = (placement.policy or placement.mode) if placement else "NodeCompactGPULowLoad"
+    return find_policy(policies, wanted)
+
+
+def ties_of(placement: Placement | None) -> Ties:
+    """Return the rule for ties that a pool's template chooses: by name without one."""
+    if placement is None:
+        return Ties()
+    return Ties(placement.ties or NAME, placement.seed or 0)
 
 
 def find_policy(policies: Mapping[str, PlacementPolicy], wanted: str) -> PlacementPolicy:

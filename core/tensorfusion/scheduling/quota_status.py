@@ -10,7 +10,8 @@ from tensorfusion.api.resource import JsonObject
 from tensorfusion.clock import Clock, format_timestamp
 from tensorfusion.errors import ApiError
 from tensorfusion.model.quota import Quota, Usage
-from tensorfusion.runtime.conditions import condition, merge
+from tensorfusion.runtime.conditions import Condition, condition, merge
+from tensorfusion.runtime.events import EventRecorder
 from tensorfusion.runtime.instruments import Instruments, Row
 from tensorfusion.scheduling.placer import Placer
 from tensorfusion.scheduling.translate import quota_of
@@ -32,12 +33,15 @@ class QuotaStatusWriter:
         quotas: Informer[GPUResourceQuota],
         instruments: Instruments,
         clock: Clock,
+        events: EventRecorder,
     ) -> None:
         self._store = store
         self._placer = placer
         self._quotas = quotas
         self._instruments = instruments
         self._clock = clock
+        self._events = events
+        self._alerting: dict[str, bool] = {}
 
     def run(self, stop: threading.Event, interval_seconds: float) -> None:
         """Write until ``stop`` is set."""
@@ -57,6 +61,7 @@ class QuotaStatusWriter:
             status = quota_status(quota, usage)
             present = to_json(obj.status) if obj.status is not None else {}
             wanted = [alert_condition(quota, status)]
+            self._tell(obj, rows, wanted[0])
             conditions = merge(present.get("conditions", ()), wanted, self._clock.now())
             status["conditions"] = conditions
             if all(present.get(key) == value for key, value in status.items()):
@@ -77,6 +82,21 @@ class QuotaStatusWriter:
         for name, found in rows.items():
             self._instruments.replace(name, found)
         return written
+
+    def _tell(self, obj: GPUResourceQuota, rows: dict[str, list[Row]], found: Condition) -> None:
+        """Record an event when a quota crosses its threshold, either way."""
+        name = f"{obj.metadata.namespace}/{obj.metadata.name}"
+        reached = found["status"] == "False"
+        labels = (obj.metadata.namespace, obj.metadata.name)
+        rows.setdefault("tensorfusion_quota_threshold_reached", []).append((labels, float(reached)))
+        if self._alerting.get(name, False) != reached:
+            reference = {
+                "apiVersion": obj.api_version,
+                "kind": obj.kind,
+                "metadata": to_json(obj.metadata),
+            }
+            self._events.event(reference, found["reason"], found["message"], warning=reached)
+        self._alerting[name] = reached
 
 
 def quota_status(quota: Quota, usage: Usage) -> JsonObject:
@@ -104,7 +124,7 @@ def quota_status(quota: Quota, usage: Usage) -> JsonObject:
     }
 
 
-def alert_condition(quota: Quota, status: JsonObject) -> JsonObject:
+def alert_condition(quota: Quota, status: JsonObject) -> Condition:
     """Say whether any bound is used beyond the quota's alert threshold."""
     floor = 100 - quota.alert_threshold_percent
     short = [k for k, v in status["availablePercent"].items() if float(v) < floor]

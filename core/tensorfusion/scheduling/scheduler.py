@@ -1,35 +1,41 @@
 """The scheduling cycle: pending workers in, bindings out, and word about those that do not fit.
 
 One thread takes what is ready, in order of priority and age, decides in memory, and binds a
-whole batch in one commit where the store can. A pod that fits nowhere is tried again when
+whole batch in one commit where the store can. A gang is one unit of a batch, placed and bound as
+a whole. A pod that fits nowhere may make room by preemption; else it is tried again when
 something that placement looks at has changed.
 """
 
-import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from tensorfusion import names
 from tensorfusion.api import pod_view
+from tensorfusion.api.core.cluster import PodDisruptionBudget, PriorityClass
 from tensorfusion.api.core.pod import Pod
-from tensorfusion.api.decode import to_json
 from tensorfusion.api.registry import PODS
-from tensorfusion.api.resource import JsonObject
 from tensorfusion.clock import Clock
 from tensorfusion.errors import ApiError, Conflict, NotFound, TensorFusionError
-from tensorfusion.model.allocation import Allocation
-from tensorfusion.model.demand import Amount
+from tensorfusion.model.demand import Amount, Demand
+from tensorfusion.model.device import Device
 from tensorfusion.model.engine import Placement
 from tensorfusion.model.explain import NoFit
 from tensorfusion.model.worker_annotations import format_amounts
-from tensorfusion.runtime.conditions import condition, merge
 from tensorfusion.runtime.controller import DONE, Controller, Result
 from tensorfusion.runtime.events import EventRecorder
 from tensorfusion.runtime.instruments import Instruments
+from tensorfusion.scheduling.binding import Binder, binding, waits
+from tensorfusion.scheduling.gang_pods import gang_key
+from tensorfusion.scheduling.gang_recovery import settle_gangs
+from tensorfusion.scheduling.gangs import Gangs, Placed
+from tensorfusion.scheduling.nomination import NOMINATION_SECONDS
 from tensorfusion.scheduling.placer import Placer
+from tensorfusion.scheduling.preemptor import Preemptor
+from tensorfusion.scheduling.priority import Priorities
 from tensorfusion.scheduling.translate import demand_of
+from tensorfusion.scheduling.waiting import Waiting
 from tensorfusion.store.informer import Change, Informer
 from tensorfusion.store.interface import Store
 
@@ -42,17 +48,14 @@ LOST_SECONDS = 10.0
 TICK = ""
 """The key by which the scheduler looks at unplaced pods again."""
 
-Binder = Callable[[str, str, JsonObject], object]
-"""Binds pod (namespace, name) by a ``Binding`` object, once."""
 
+@dataclass(frozen=True, slots=True)
+class SchedulerInformers:
+    """What scheduling reads; ``pods`` is indexed by ``gang``."""
 
-@dataclass(slots=True)
-class Unplaced:
-    """A pod that fits nowhere, and when that was last found."""
-
-    version: int
-    message: str
-    since: float
+    pods: Informer[Pod]
+    budgets: Informer[PodDisruptionBudget]
+    classes: Informer[PriorityClass]
 
 
 class Scheduler:
@@ -60,8 +63,9 @@ class Scheduler:
 
     Args:
         bind: How a pod is bound; the store's own way.
-        batch: A context manager that groups the store's writes, if it can.
+        batch: A context manager that groups the store's writes, if it can; it nests.
         plain_node: Chooses a node for a pod without GPUs, where nobody else binds those.
+        on_gang: Told the key of a gang whose state has changed.
 
     Concurrency: the controller is served by one thread; `resize` may be called from any.
     """
@@ -70,7 +74,7 @@ class Scheduler:
         self,
         store: Store,
         placer: Placer,
-        pods: Informer[Pod],
+        informers: SchedulerInformers,
         *,
         bind: Binder,
         clock: Clock,
@@ -78,35 +82,65 @@ class Scheduler:
         instruments: Instruments,
         batch: Callable[[], AbstractContextManager[None]] = nullcontext,
         plain_node: Callable[[Pod], str] | None = None,
+        on_gang: Callable[[str], None] = lambda _key: None,
     ) -> None:
         self._store = store
         self._placer = placer
-        self._pods = pods
+        self._pods = pods = informers.pods
         self._bind = bind
         self._clock = clock
         self._events = events
         self._instruments = instruments
         self._batch = batch
         self._plain_node = plain_node
+        self._priorities = Priorities(informers.classes)
+        self._waiting = Waiting(store, pods, clock=clock, events=events, instruments=instruments)
+        self.gangs = Gangs(placer, pods, clock, on_gang)
+        self._preemptor = Preemptor(
+            store,
+            placer,
+            pods,
+            informers.budgets,
+            self._priorities,
+            clock=clock,
+            events=events,
+            instruments=instruments,
+        )
         self.controller = Controller("scheduler", self.reconcile, clock=clock)
         self.queue = self.controller.queue
         self.queue.add_after(TICK, RETRY_SECONDS)
-        self._unplaced: dict[str, Unplaced] = {}
         self._tried: dict[str, float] = {}
         self._bound: dict[str, float] = {}
         pods.subscribe(self._changed)
+        informers.budgets.subscribe(lambda _change: self.wake())
+        informers.classes.subscribe(lambda _change: self.wake())
+
+    def recover(self, devices: Mapping[str, Device]) -> list[str]:
+        """Settle what a crash left between log and pods; returns a line per repair."""
+        pods = self._pods.values()
+        settled = settle_gangs(self._placer.ledger, pods)
+        repairs = self._placer.recover(pods, devices, settled.keep)
+        for pod, message in settled.give_up:
+            self._preemptor.evict(pod, message)
+            repairs.append(f"evicted {pod_view.key(pod)}: {message}")
+        return repairs
 
     def _changed(self, change: Change[Pod]) -> None:
         """Queue what waits; release what is gone or finished (an informer handler)."""
         old, new = change.old, change.new
         if old is not None and (new is None or new.metadata.uid != old.metadata.uid):
             self._placer.release(old.metadata.uid, "the pod is gone")
-            self._forget(change.key)
+            self._waiting.forget(change.key)
+        pod = new or old
+        gang = gang_key(pod) if pod is not None else ""
+        if gang:
+            self.gangs.touched(gang)
         if new is None:
             self._bound.pop(change.key, None)
             return
         if pod_view.node_name(new):
             self._bound.pop(change.key, None)
+            self._placer.bound(new.metadata.uid)
         if pod_view.is_finished(new):
             self._placer.release(new.metadata.uid, f"the pod {pod_view.phase(new).lower()}")
         elif waits(new) and (pod_view.is_worker(new) or self._plain_node is not None):
@@ -115,7 +149,8 @@ class Scheduler:
     def reconcile(self, key: str) -> Result:
         """Schedule a pod together with what else waits, or look at the unplaced ones again."""
         if key == TICK:
-            self._retry_unplaced()
+            for waiting in self._waiting.due(self._placer.version()):
+                self.queue.add(waiting)
             return Result(requeue_seconds=RETRY_SECONDS)
         others = self._more()
         try:
@@ -141,49 +176,57 @@ class Scheduler:
     def schedule(self, keys: Iterable[str]) -> None:
         """Place and bind a batch."""
         pods = [p for p in (self._pods.get(key) for key in keys) if p is not None and waits(p)]
-        pods.sort(
-            key=lambda p: (-priority_of(p), p.metadata.creation_timestamp or "", pod_view.key(p))
-        )
-        placed: list[tuple[Pod, Placement, Allocation]] = []
+        pods.sort(key=self._rank)
+        self._preemptor.look_again()
+        groups: list[list[Placed]] = []
+        tried: set[str] = set()
         for pod in pods:
             if not pod_view.is_worker(pod):
                 self._bind_plain(pod)
                 continue
-            found = self._place(pod)
-            if found is not None:
-                placed.append((pod, *found))
-        if not placed:
-            return
-        try:
-            with self._batch():
-                for pod, placement, allocation in placed:
-                    self._bind_one(pod, placement, allocation)
-        except ApiError as error:
-            log.warning("batch not bound", extra={"error": str(error), "pods": len(placed)})
-            for pod, _, _ in placed:
-                self._placer.release(pod.metadata.uid, f"bind failed: {error}")
-                self.queue.add_after(pod_view.key(pod), RETRY_SECONDS)
-            return
-        for pod, placement, allocation in placed:
-            self._tell(pod, placement, allocation)
+            gang = gang_key(pod)
+            if gang in tried:
+                continue
+            if self._placer.ledger.get(pod.metadata.uid) is not None:
+                groups.append(self._reserved(pod))
+            elif gang:
+                tried.add(gang)
+                groups.append(self._place_gang(gang))
+            else:
+                groups.append(self._place(pod))
+        groups = [group for group in groups if group]
+        if groups:
+            self._bind_all(groups)
 
-    def _place(self, pod: Pod) -> tuple[Placement, Allocation] | None:
+    def _rank(self, pod: Pod) -> tuple[int, bool, str, str]:
+        """Higher priority first, then who was promised room, then the oldest."""
+        nominated = pod.status.nominated_node_name if pod.status is not None else ""
+        created = pod.metadata.creation_timestamp or ""
+        return (-self._priorities.of(pod), not nominated, created, pod_view.key(pod))
+
+    def _reserved(self, pod: Pod) -> list[Placed]:
+        """Bind to a place that is reserved already; else see what became of the binding."""
         key = pod_view.key(pod)
-        self._tried.setdefault(key, self._clock.monotonic())
-        version = self._placer.version()
-        if self._placer.ledger.get(pod.metadata.uid) is not None:
-            if self._clock.monotonic() - self._bound.get(key, 0.0) < LOST_SECONDS:
-                self.queue.add_after(key, LOST_SECONDS)
-                return None  # bound already; the informer lags behind
-            self._placer.release(pod.metadata.uid, "the binding was lost")
+        if self._clock.monotonic() - self._bound.get(key, -LOST_SECONDS) < LOST_SECONDS:
+            self.queue.add_after(key, LOST_SECONDS)
+            return []  # bound already; the informer lags behind
+        found = self._placer.reservation(pod.metadata.uid)
+        if found is not None:
+            return [Placed(pod, *found)]
+        self._placer.release(pod.metadata.uid, "the binding was lost")
+        self.queue.add(key)
+        return []
+
+    def _place(self, pod: Pod) -> list[Placed]:
+        self._tried.setdefault(pod_view.key(pod), self._clock.monotonic())
         started = self._clock.monotonic()
         try:
             demand = demand_of(pod)
             found = self._placer.place(demand, share=names.WORKLOAD in pod.metadata.annotations)
         except (TensorFusionError, ValueError) as error:
             self._count(pod, "error")
-            self._refuse(pod, version, "SchedulerError", str(error))
-            return None
+            self._waiting.refuse(pod, self._placer.version(), "SchedulerError", str(error))
+            return []
         self._instruments.observe(
             "tensorfusion_scheduler_decision_duration_seconds", self._clock.monotonic() - started
         )
@@ -193,9 +236,50 @@ class Scheduler:
                 "tensorfusion_scheduler_rejections_total",
                 {"pool": demand.shape.pool, "reason": main_reason(found)},
             )
-            self._refuse(pod, version, "Unschedulable", found.message)
-            return None
-        return found
+            self._make_room(pod, demand, found.message)
+            return []
+        return [Placed(pod, *found)]
+
+    def _make_room(self, pod: Pod, demand: Demand, message: str) -> None:
+        node, also = self._preemptor.make_room([pod], demand)
+        if node:
+            self.queue.add_after(pod_view.key(pod), NOMINATION_SECONDS)
+        text = f"{message}; {also}" if also else message
+        self._waiting.refuse(pod, self._placer.version(), "Unschedulable", text, node=node)
+
+    def _place_gang(self, gang: str) -> list[Placed]:
+        """Try a gang; tell every member that waits how it went."""
+        started = self._clock.monotonic()
+        attempt = self.gangs.attempt(gang)
+        if attempt.placed:
+            self._instruments.observe(
+                "tensorfusion_scheduler_decision_duration_seconds",
+                self._clock.monotonic() - started,
+            )
+        for pod in attempt.give_up:
+            self._preemptor.evict(pod, f"gang {gang} did not reach its quorum in time")
+        waiting = [pod for pod, _, _ in attempt.refused]
+        node = also = ""
+        if attempt.request is not None and waiting:
+            node, also = self._preemptor.make_room(waiting, attempt.request)
+        annotations = {names.GANG_PHASE: self.gangs.phase(gang)}
+        for pod, reason, message in attempt.refused:
+            self._count(pod, "unschedulable")
+            self._waiting.refuse(
+                pod,
+                self._placer.version(),
+                reason,
+                f"{message}; {also}" if also else message,
+                node=node,
+                annotations=annotations,
+            )
+        if attempt.again_seconds is not None:
+            pods = waiting or self.gangs.waiting(gang)
+            for pod in pods[:1]:
+                self.queue.add_after(pod_view.key(pod), attempt.again_seconds)
+        for placed in attempt.placed:
+            self._tried.setdefault(pod_view.key(placed.pod), started)
+        return attempt.placed
 
     def _bind_plain(self, pod: Pod) -> None:
         """Bind a pod that wants no GPU."""
@@ -210,27 +294,60 @@ class Scheduler:
         except (NotFound, Conflict):
             return
 
-    def _bind_one(self, pod: Pod, placement: Placement, allocation: Allocation) -> None:
-        namespace, name = pod.metadata.namespace, pod.metadata.name
-        self._bound[pod_view.key(pod)] = self._clock.monotonic()
+    def _bind_all(self, groups: list[list[Placed]]) -> None:
+        """Bind a batch in one commit; a group that cannot be bound as a whole is taken back."""
         try:
-            self._bind(namespace, name, binding(pod, placement, allocation))
-        except (NotFound, Conflict) as error:
-            # Deleted or bound by someone else between the decision and now.
-            self._placer.release(pod.metadata.uid, f"bind refused: {error}")
+            with self._batch():
+                for group in groups:
+                    self._bind_group(group)
+        except ApiError as error:
+            placed = [item for group in groups for item in group]
+            log.warning("batch not bound", extra={"error": str(error), "pods": len(placed)})
+            for item in placed:
+                self._bound.pop(pod_view.key(item.pod), None)
+                self._placer.release(item.pod.metadata.uid, f"bind failed: {error}")
+                self.queue.add_after(pod_view.key(item.pod), RETRY_SECONDS)
+            return
+        for group in groups:
+            for item in group:
+                self._tell(item)
 
-    def _tell(self, pod: Pod, placement: Placement, allocation: Allocation) -> None:
+    def _bind_group(self, group: list[Placed]) -> None:
+        """Bind a pod or a gang."""
+        done: list[Placed] = []
+        try:
+            with self._batch():
+                for item in group:
+                    pod = item.pod
+                    body = binding(pod, item.placement, item.allocation)
+                    self._bind(pod.metadata.namespace, pod.metadata.name, body)
+                    self._bound[pod_view.key(pod)] = self._clock.monotonic()
+                    done.append(item)
+        except (NotFound, Conflict) as error:
+            # One was deleted or bound by someone else between the decision and now. Without
+            # transactions those before it are bound for good, and the rest joins them later.
+            kept = done if self._batch is nullcontext else []
+            for item in group:
+                if item in kept:
+                    continue
+                self._bound.pop(pod_view.key(item.pod), None)
+                self._placer.release(item.pod.metadata.uid, f"bind refused: {error}")
+                if len(group) > 1:
+                    self.queue.add_after(pod_view.key(item.pod), RETRY_SECONDS)
+
+    def _tell(self, item: Placed) -> None:
+        pod, placement = item.pod, item.placement
         if self._placer.ledger.get(pod.metadata.uid) is None:
             return
         key = pod_view.key(pod)
-        self._forget(key)
+        self._waiting.forget(key)
         self._count(pod, "scheduled")
         first = self._tried.pop(key, None)
         if first is not None:
             self._instruments.observe(
                 "tensorfusion_scheduler_placement_duration_seconds",
                 self._clock.monotonic() - first,
-                {"pool": allocation.pool},
+                {"pool": item.allocation.pool},
             )
         self._events.event(
             pod_view.reference(pod),
@@ -239,61 +356,10 @@ class Scheduler:
             f" by policy {placement.policy}",
         )
 
-    def _refuse(self, pod: Pod, version: int, reason: str, message: str) -> None:
-        key = pod_view.key(pod)
-        known = self._unplaced.get(key)
-        since = known.since if known else self._clock.now()
-        self._unplaced[key] = Unplaced(version, message, since)
-        self._show_pending()
-        if known is not None and known.message == message:
-            return
-        present = [c for c in _conditions(pod) if c["type"] == "PodScheduled"]
-        wanted = merge(
-            present, [condition("PodScheduled", False, reason, message)], self._clock.now()
-        )
-        others = [c for c in _conditions(pod) if c["type"] != "PodScheduled"]
-        try:
-            self._store.patch(
-                PODS,
-                pod.metadata.name,
-                {"status": {"conditions": others + wanted}},
-                pod.metadata.namespace,
-                subresource="status",
-                field_manager=MANAGER,
-            )
-        except (NotFound, Conflict):
-            return
-        self._events.event(pod_view.reference(pod), "FailedScheduling", message, warning=True)
-
-    def _retry_unplaced(self) -> None:
-        version = self._placer.version()
-        for key, unplaced in list(self._unplaced.items()):
-            pod = self._pods.get(key)
-            if pod is None or not waits(pod):
-                self._forget(key)
-            elif unplaced.version != version:
-                unplaced.version = version
-                self.queue.add(key)
-
     def wake(self) -> None:
-        """Try every unplaced pod again: quotas or policies changed."""
-        for key in list(self._unplaced):
+        """Try every unplaced pod again: quotas, budgets or policies changed."""
+        for key in self._waiting.all_keys():
             self.queue.add(key)
-
-    def _forget(self, key: str) -> None:
-        if self._unplaced.pop(key, None) is not None:
-            self._show_pending()
-
-    def _show_pending(self) -> None:
-        pending: dict[str, int] = {}
-        for key in list(self._unplaced):
-            pod = self._pods.get(key)
-            pool = pod.metadata.labels.get(names.GPU_POOL, "") if pod is not None else ""
-            pending[pool] = pending.get(pool, 0) + 1
-        self._instruments.replace(
-            "tensorfusion_scheduler_pending_workers",
-            [((pool,), float(count)) for pool, count in pending.items()],
-        )
 
     def _count(self, pod: Pod, result: str) -> None:
         pool = pod.metadata.labels.get(names.GPU_POOL, "")
@@ -326,47 +392,6 @@ class Scheduler:
             raise
 
 
-def waits(pod: Pod) -> bool:
-    """Whether the pod has no node yet and may get one."""
-    gated = bool(pod.spec and pod.spec.scheduling_gates)
-    return (
-        not pod_view.node_name(pod)
-        and not pod_view.is_finished(pod)
-        and not pod_view.is_deleting(pod)
-        and not gated
-    )
-
-
-def priority_of(pod: Pod) -> int:
-    """The pod's priority: its own, else by quality of service."""
-    if pod.spec is not None and pod.spec.priority is not None:
-        return pod.spec.priority
-    qos = pod.metadata.annotations.get(names.QOS, "medium")
-    return {"critical": 100_000, "high": 10_000, "medium": 0, "low": -1000}.get(qos, 0)
-
-
-def binding(pod: Pod, placement: Placement, allocation: Allocation | None) -> JsonObject:
-    """Build the Binding: node and GPU ids in one write."""
-    annotations = {names.GPU_IDS: ",".join(placement.devices)} if placement.devices else {}
-    if placement.containers:
-        annotations[names.CONTAINER_GPUS] = json.dumps(
-            {name: list(uuids) for name, uuids in placement.containers}
-        )
-    if allocation is not None and names.WORKLOAD in pod.metadata.annotations:
-        annotations[names.WORKER] = f"{allocation.key}/{allocation.name}"
-    return {
-        "apiVersion": "v1",
-        "kind": "Binding",
-        "metadata": {
-            "name": pod.metadata.name,
-            "namespace": pod.metadata.namespace,
-            "uid": pod.metadata.uid,
-            "annotations": annotations,
-        },
-        "target": {"apiVersion": "v1", "kind": "Node", "name": placement.node},
-    }
-
-
 def main_reason(refusal: NoFit) -> str:
     """The constraint that excluded the most GPUs, for metrics."""
     if refusal.violations:
@@ -374,9 +399,3 @@ def main_reason(refusal: NoFit) -> str:
     if not refusal.exclusions:
         return "no-gpus"
     return max(refusal.exclusions, key=lambda e: e.removed).constraint
-
-
-def _conditions(pod: Pod) -> list[dict[str, object]]:
-    if pod.status is None:
-        return []
-    return [to_json(c) for c in pod.status.conditions]

@@ -31,7 +31,7 @@ from tensorfusion.model.worker_annotations import (
     limit_of,
     request_of,
 )
-from tensorfusion.units import human_bytes, human_tflops, parse_bytes, parse_gflops
+from tensorfusion.units import human_bytes, human_tflops, parse_bytes, parse_gflops, parse_percent
 
 CAPABILITY_OF_MODE = {
     "soft": "SupportsSoftIsolation",
@@ -187,8 +187,10 @@ def quota_of(quota: GPUResourceQuota) -> Quota:
         total_requests=_bound(total.requests if total else None),
         total_limits=_bound(total.limits if total else None),
         max_workers=total.max_workers if total else None,
-        single_max_requests=_bound(single.max_requests if single else None),
-        single_max_limits=_bound(single.max_limits if single else None),
+        single_max_requests=_cap(single.max_requests if single else None),
+        single_max_limits=_cap(single.max_limits if single else None),
+        single_max_request_share=_share(single.max_requests if single else None),
+        single_max_limit_share=_share(single.max_limits if single else None),
         max_gpu_count=(single.max_gpu_count or None) if single else None,
         alert_threshold_percent=total.alert_threshold_percent if total else 95,
     )
@@ -201,6 +203,18 @@ def _bound(resource: Resource | None) -> QuotaAmount:
         gflops=None if resource.tflops is None else parse_gflops(resource.tflops),
         vram_bytes=None if resource.vram is None else parse_bytes(resource.vram),
     )
+
+
+def _cap(resource: Resource | None) -> QuotaAmount:
+    """Read a cap on one worker, where zero stands for no cap."""
+    found = _bound(resource)
+    return QuotaAmount(gflops=found.gflops or None, vram_bytes=found.vram_bytes or None)
+
+
+def _share(resource: Resource | None) -> int | None:
+    if resource is None or resource.compute is None:
+        return None
+    return parse_percent(resource.compute) or None
 
 
 def _supported(gpu: GPU) -> tuple[str, ...] | None:

@@ -143,6 +143,7 @@ METRICS: tuple[MetricInfo, ...] = (
         "seconds",
         "One decision of the placement engine with its reservation.",
     ),
+    _m("scheduler_preemptions_total", "counter", (), "1", "Pods evicted to make room for others."),
     _m("scheduler_pending_workers", "gauge", ("pool",), "1", "Workers that wait for a place."),
     # Quota.
     _m("quota_compute_limit_flops", "gauge", ("namespace", "quota"), "flops", "Ceiling, compute."),
@@ -151,6 +152,13 @@ METRICS: tuple[MetricInfo, ...] = (
     _m("quota_vram_used_bytes", "gauge", ("namespace", "quota"), "bytes", "Charged, memory."),
     _m("quota_workers_limit", "gauge", ("namespace", "quota"), "1", "Ceiling, workers."),
     _m("quota_workers_used", "gauge", ("namespace", "quota"), "1", "Charged, workers."),
+    _m(
+        "quota_threshold_reached",
+        "gauge",
+        ("namespace", "quota"),
+        "1",
+        "Whether a bound is used beyond the alert threshold of its quota: 1 or 0.",
+    ),
     # Autoscaler.
     _m(
         "autoscaler_recommended_compute_flops",

@@ -8,7 +8,7 @@ is seen for the first time, and must give a node the same score in both cases.
 from typing import Protocol, runtime_checkable
 
 from tensorfusion.model.demand import Shape
-from tensorfusion.model.rows import FleetStatistics, Floats, Rows
+from tensorfusion.model.rows import FleetStatistics, Rows, Scores
 
 
 @runtime_checkable
@@ -16,7 +16,8 @@ class PlacementPolicy(Protocol):
     """Scores nodes and devices; the highest score wins.
 
     Scores are finite numbers, compared with a resolution of 1/65536; by convention 0 to 100.
-    Equal scores go to the smallest node name and the smallest device index.
+    Whole numbers may be returned as an array of integers, which is cheaper to compare.
+    Equal scores are decided by the pool's rule for ties; see `tensorfusion.model.ties`.
 
     A score of a node is a function of the demand, that node's slice of ``rows`` and the fleet
     statistics, and of nothing else: no clock, no random numbers, no memory, no other node. The
@@ -44,7 +45,16 @@ class PlacementPolicy(Protocol):
         """
         ...
 
-    def score_nodes(self, demand: Shape, rows: Rows, fleet: FleetStatistics) -> Floats:
+    @property
+    def random_ties(self) -> bool:
+        """Whether ties are drawn by the pool's seed, whatever the pool's rule is.
+
+        For policies to which chance belongs; the draw itself is the engine's, so that it can be
+        repeated.
+        """
+        ...
+
+    def score_nodes(self, demand: Shape, rows: Rows, fleet: FleetStatistics) -> Scores:
         """Score nodes as they are before the request is placed.
 
         Args:
@@ -58,7 +68,7 @@ class PlacementPolicy(Protocol):
         """
         ...
 
-    def score_devices(self, demand: Shape, rows: Rows, fleet: FleetStatistics) -> Floats:
+    def score_devices(self, demand: Shape, rows: Rows, fleet: FleetStatistics) -> Scores:
         """Score devices, which decides among those of the chosen node.
 
         Args and meaning as in `score_nodes`.

@@ -11,11 +11,23 @@ if TYPE_CHECKING:
 
 @hookimpl
 def tensorfusion_placement_policies() -> "Sequence[PlacementPolicy]":
-    """Offer the three placement modes; numpy is imported only when they are asked for."""
-    from tensorfusion_plugins.policies.load import (
-        compact_first,
-        low_load_first,
-        node_compact_gpu_low_load,
-    )
+    """Offer all built-in policies; numpy is imported only when they are asked for."""
+    from tensorfusion_plugins.policies import load
+    from tensorfusion_plugins.policies.bestfit import BestFit
+    from tensorfusion_plugins.policies.dotprod import DotProd
+    from tensorfusion_plugins.policies.fgd import FGD
+    from tensorfusion_plugins.policies.gpuclustering import GpuClustering
+    from tensorfusion_plugins.policies.gpupacking import GpuPacking
+    from tensorfusion_plugins.policies.random import Random
 
-    return [compact_first(), low_load_first(), node_compact_gpu_low_load()]
+    return [
+        load.compact_first(),
+        load.low_load_first(),
+        load.node_compact_gpu_low_load(),
+        Random(),
+        DotProd(),
+        GpuClustering(),
+        GpuPacking(),
+        BestFit(),
+        FGD(),
+    ]

@@ -28,6 +28,7 @@ class LoadPolicy:
         vram_weight: Weight of memory.
         compute_weight: Weight of compute.
         reads_demand: Always False: load is a property of the card.
+        random_ties: Always False: ties are the pool's business.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LoadPolicy:
     vram_weight: float = VRAM_WEIGHT
     compute_weight: float = COMPUTE_WEIGHT
     reads_demand: bool = False
+    random_ties: bool = False
 
     def score_nodes(self, demand: Shape, rows: Rows, fleet: FleetStatistics) -> Floats:
         """Score nodes by the mean load of their matching cards, 0 to 100."""

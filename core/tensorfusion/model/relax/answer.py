@@ -1,0 +1,232 @@
+"""The smallest changes that make a request fit: one kind alone, else two together."""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from tensorfusion.model.demand import Demand, Shape
+from tensorfusion.model.engine import Engine
+from tensorfusion.model.filters import node_key, profile_key
+from tensorfusion.model.quota import Violation
+from tensorfusion.model.relax.failures import BIT, Emptied, Failures
+from tensorfusion.model.relax.request import RequestChanges
+from tensorfusion.model.relax.step import KINDS, Answer, Futile, Step
+from tensorfusion.model.relax.world import WorldChanges, quota_step
+
+PAIRS: int = 3
+"""Pairs that are given; more would not be read."""
+
+_replace = msgspec.structs.replace
+_IN_SERVICE = BIT["cordoned"] | BIT["phase"] | BIT["owner"]
+_EMPTYING = ("evict", "add-node")
+_WORLD = ("worker-cap", "cordoned", "phase", "owner", *_EMPTYING)
+_UNBOUNDED = ("isolation", "dedicated", "gpu-count")
+"""Request kinds that no single rule stands for; of a pair they are changed first."""
+
+
+def relax(engine: Engine, demand: Demand) -> Answer:
+    """Find what would make a request fit.
+
+    Args:
+        engine: Fleet, ledger and quotas; left as they are.
+        demand: A request with GPUs that does not fit. One that fits needs no answer and gets an
+            empty one, and so does one without GPUs.
+    """
+    if not demand.shape.gpu_count:
+        return Answer()
+    return _Relaxation(engine, demand).answer()
+
+
+def failures_of(engine: Engine, shape: Shape) -> Failures:
+    """Return which rules each card fails for a request."""
+    return Failures(engine.fleet, shape, engine.masks)
+
+
+class _Relaxation:
+    """One question to the fleet; keeps what is looked at more than once."""
+
+    def __init__(self, engine: Engine, demand: Demand) -> None:
+        self._engine = engine
+        self._demand = demand
+        self._shape = demand.shape
+        self._refits: dict[tuple[Shape, bool], Failures] = {}
+        self._emptied: Emptied | None = None
+        self._smallest: dict[object, int] = {}
+        self._failures = self._refit(self._shape)
+        self._violations = self._violated(self._shape)
+
+    def answer(self) -> Answer:
+        if not self._violations and self._failures.fits():
+            return Answer()
+        alone: list[Step] = []
+        futile: list[Futile] = []
+        for kind in KINDS:
+            if not self._states(kind):
+                continue
+            step = self._solve(kind, self._shape)
+            if step is not None:
+                alone.append(step)
+            else:
+                futile.append(Futile(kind, self._proof(kind)))
+        pairs = () if alone else tuple(self._some_pairs())
+        return Answer(alone=tuple(alone), pairs=pairs, futile=tuple(futile))
+
+    def _states(self, kind: str) -> bool:
+        """Tell whether there is anything of the kind to change."""
+        if kind == "quota":
+            return bool(self._violations)
+        if kind in ("evict", "add-node"):
+            return True
+        changes = self._request(self._failures)
+        if kind in changes.kinds:
+            # Taints are named by the request only as far as it tolerates them.
+            return self._occurs(kind) if kind == "taint" else changes.applies(kind)
+        return self._occurs(kind)
+
+    def _occurs(self, kind: str) -> bool:
+        return bool((self._failures.bits & BIT[kind]).any())
+
+    def _solve(self, kind: str, shape: Shape) -> Step | None:
+        """Return the smallest change of one kind that suffices for a request."""
+        failures = self._refit(shape)
+        request = self._request(failures)
+        if kind in request.kinds:
+            return request.kinds[kind](0) if request.applies(kind) else None
+        violations = self._violated(shape)
+        if kind == "quota":
+            return quota_step(violations) if violations and failures.fits() else None
+        if violations and kind != "evict":
+            return None
+        return WorldChanges(failures, self._engine.ledger, violations).kinds[kind](0, None)
+
+    def _proof(self, kind: str) -> str:
+        """Say what stands in the way when the kind is relaxed all the way."""
+        if kind == "evict" and self._violations:
+            return f"even with nobody there: {self._violations[0].message}"
+        if self._violations and kind in _WORLD:
+            return "the quota refuses it before any GPU is looked at"
+        if self._violations and kind == "quota":
+            return f"no GPU fits either: {self._failures.rest(0)}"
+        probe, lifted = self._probe(kind, self._shape)
+        if self._violations and probe.fits(lifted):
+            return self._violations[0].message
+        return f"without it there still are: {probe.rest(lifted)}"
+
+    def _some_pairs(self) -> Iterator[tuple[Step, Step]]:
+        """Yield pairs, those of mild kinds first."""
+        kinds = [kind for kind in KINDS if self._states(kind)]
+        places = {kind: place for place, kind in enumerate(kinds)}
+        order = sorted(
+            ((a, b) for a in kinds for b in kinds if places[a] < places[b]),
+            key=lambda pair: (max(places[pair[0]], places[pair[1]]), places[pair[0]]),
+        )
+        found = 0
+        for a, b in order:
+            pair = self._pair(a, b)
+            if pair is not None:
+                yield pair
+                found += 1
+                if found == PAIRS:
+                    return
+
+    def _pair(self, a: str, b: str) -> tuple[Step, Step] | None:
+        first, second = _in_order(a, b)
+        ruled = first in BIT and second in BIT and first not in _UNBOUNDED
+        if ruled and not self._failures.fits(BIT[first] | BIT[second]):
+            return None
+        if first in _WORLD:
+            return self._pair_of_world(first, second)
+        for step in self._first_steps(first, second):
+            then = self._then(second, step)
+            if then is not None:
+                return step, then
+        return None
+
+    def _then(self, kind: str, step: Step) -> Step | None:
+        """Solve the second kind of a pair after the first step."""
+        shape = step.shape or self._shape
+        if step.kind == "quota":  # quotas do not count any more
+            return WorldChanges(self._refit(shape), self._engine.ledger).kinds[kind](0, None)
+        return self._solve(kind, shape)
+
+    def _first_steps(self, first: str, second: str) -> Iterator[Step]:
+        """Yield smallest changes of one kind that suffice once the other kind is lifted."""
+        if first == "quota":
+            yield quota_step(self._violations)
+            return
+        probe, lifted = self._probe(second, self._shape)
+        changes = self._request(
+            probe, any_quota=second in ("quota", "evict"), emptied=second in _EMPTYING
+        )
+        if first == "isolation":
+            yield from changes.isolations()
+            return
+        step = changes.kinds[first](lifted)
+        if step is None or step.shape is None:
+            return
+        if second == "gpu-count":  # the probe asked for one
+            shape = _replace(step.shape, gpu_count=self._shape.gpu_count)
+            step = _replace(step, shape=shape)
+        yield step
+
+    def _pair_of_world(self, first: str, second: str) -> tuple[Step, Step] | None:
+        """Change two things about one node."""
+        if self._violations or first in _EMPTYING:
+            return None
+        probe, lifted = self._probe(second, self._shape)
+        step = WorldChanges(probe, self._engine.ledger).kinds[first](lifted, None)
+        slot = self._engine.fleet.slot_of(step.node) if step is not None else None
+        if step is None or slot is None:
+            return None
+        changes = WorldChanges(self._failures, self._engine.ledger)
+        then = changes.kinds[second](BIT[first], slot)
+        return (step, then) if then is not None else None
+
+    def _probe(self, kind: str, shape: Shape) -> tuple[Failures, int]:
+        """Return failures, and the rules to lift, as if a kind were relaxed all the way."""
+        if kind == "gpu-count":
+            return self._refit(_replace(shape, gpu_count=1)), 0
+        if kind == "evict":
+            return self._refit(shape, emptied=True), 0
+        if kind == "add-node":
+            return self._refit(shape, emptied=True), _IN_SERVICE
+        return self._refit(shape), BIT.get(kind, 0)
+
+    def _request(
+        self, failures: Failures, *, any_quota: bool = False, emptied: bool = False
+    ) -> RequestChanges:
+        return RequestChanges(
+            failures,
+            (lambda _shape: True) if any_quota else (lambda shape: not self._violated(shape)),
+            lambda shape: self._refit(shape, emptied=emptied),
+        )
+
+    def _refit(self, shape: Shape, *, emptied: bool = False) -> Failures:
+        known = self._refits.get((shape, emptied))
+        if known is not None:
+            return known
+        engine = self._engine
+        if emptied and self._emptied is None:
+            self._emptied = Emptied(engine.fleet)
+        nobody = self._emptied if emptied else None
+        failures = Failures(engine.fleet, shape, engine.masks, nobody)
+        self._refits[shape, emptied] = failures
+        return failures
+
+    def _violated(self, shape: Shape) -> list[Violation]:
+        quotas = self._engine.ledger.quotas
+        if not quotas.governs(self._demand.namespace):
+            return []
+        kind = (profile_key(shape), node_key(shape), shape.indices)
+        smallest = self._smallest.get(kind)
+        if smallest is None:
+            smallest = self._smallest[kind] = self._refit(shape).smallest_card()
+        return quotas.precheck(_replace(self._demand, shape=shape), smallest)
+
+
+def _in_order(a: str, b: str) -> tuple[str, str]:
+    """Put the kind first that has to be changed first."""
+    ranks = {kind: rank for rank, kind in enumerate(_UNBOUNDED)}
+    ranks |= {"quota": 5, **{kind: 6 + rank for rank, kind in enumerate(_WORLD)}}
+    first, second = sorted((a, b), key=lambda kind: ranks.get(kind, 4))
+    return first, second

@@ -1,0 +1,121 @@
+/* Bytes by process, device and class, and their sum against the cap.
+ *
+ * A robust mutex guards both. It is never held over a call into the driver. When its owner dies inside, the sums are
+ * computed again from the processes' rows, so any instruction may be the last one. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "limiter.h"
+
+_Static_assert(sizeof(struct tf_device_use) == TF_CLASSES * sizeof(uint64_t), "one word per class");
+
+static uint64_t *word(struct tf_process *process, int row, enum tf_class class) {
+  return &((uint64_t *)&process->devices[row])[class];
+}
+
+void tf_sum_again(void) {
+  for (uint32_t row = 0; row < TF_DEVICES; row++) {
+    uint64_t total = 0;
+    for (uint32_t i = 0; i < TF_PROCESSES; i++)
+      if (atomic_load(&tf_ledger->processes[i].pid))
+        for (int class = 0; class < TF_CLASSES; class++)
+          total += *word(&tf_ledger->processes[i], (int)row, (enum tf_class)class);
+    atomic_store(&tf_ledger->states[row].used_bytes, total);
+  }
+}
+
+void tf_ledger_lock(void) {
+  if (pthread_mutex_lock(&tf_ledger->lock) != EOWNERDEAD) return;
+  tf_sum_again();
+  pthread_mutex_consistent(&tf_ledger->lock);
+}
+
+void tf_ledger_unlock(void) { pthread_mutex_unlock(&tf_ledger->lock); }
+
+uint64_t tf_start_ticks(uint32_t pid) {
+  char path[48], text[1024];
+  snprintf(path, sizeof path, "/proc/%u/stat", pid);
+  int file = open(path, O_RDONLY | O_CLOEXEC);
+  if (file < 0) return 0;
+  ssize_t length = read(file, text, sizeof text - 1);
+  close(file);
+  if (length <= 0) return 0;
+  text[length] = 0;
+  /* The name in parentheses may contain anything; the state follows the last one. */
+  char *cursor = strrchr(text, ')');
+  if (!cursor || cursor[2] == 'Z' || cursor[2] == 'X') return 0;
+  cursor += 2;
+  for (int field = 3; field < 22 && cursor; field++) cursor = strchr(cursor + 1, ' ');
+  return cursor ? strtoull(cursor + 1, NULL, 10) : 0;
+}
+
+uint64_t tf_pid_namespace(void) {
+  struct stat status;
+  return stat("/proc/self/ns/pid", &status) ? 0 : status.st_ino;
+}
+
+void tf_recover_dead(void) {
+  uint64_t space = tf_pid_namespace();
+  for (uint32_t i = 0; i < TF_PROCESSES; i++) {
+    struct tf_process *slot = &tf_ledger->processes[i];
+    uint32_t pid = atomic_load(&slot->pid);
+    uint64_t start = slot->start_ticks;
+    /* A pid of another namespace says nothing here. */
+    if (!pid || slot->pid_namespace != space || tf_start_ticks(pid) == start) continue;
+    tf_ledger_lock();
+    if (atomic_load(&slot->pid) == pid && slot->start_ticks == start) {
+      memset(slot->devices, 0, sizeof slot->devices);
+      atomic_store(&slot->pid, 0);
+      tf_sum_again();
+      atomic_fetch_add(&tf_ledger->recovered, 1);
+    }
+    tf_ledger_unlock();
+  }
+}
+
+static bool add(int row, enum tf_class class, uint64_t bytes, uint64_t cap) {
+  struct tf_device_state *state = &tf_ledger->states[row];
+  tf_ledger_lock();
+  uint64_t used = atomic_load_explicit(&state->used_bytes, memory_order_relaxed);
+  bool fits = !cap || (used <= cap && bytes <= cap - used);
+  if (fits) {
+    *word(tf_self(), row, class) += bytes;
+    atomic_store_explicit(&state->used_bytes, used + bytes, memory_order_relaxed);
+    if (used + bytes > state->peak_bytes) state->peak_bytes = used + bytes;
+  }
+  tf_ledger_unlock();
+  return fits;
+}
+
+CUresult tf_reserve(int row, enum tf_class class, uint64_t bytes) {
+  if (tf_refused()) return CUDA_ERROR_OUT_OF_MEMORY;
+  if (row == TF_NO_ROW || !tf_self() || !bytes) return CUDA_SUCCESS;
+  uint64_t cap = tf_view()->rows[row].vram_bytes;
+  if (LIKELY(add(row, class, bytes, cap))) return CUDA_SUCCESS;
+  if (class != TF_CONTEXT && tf_trim_pools(row) && add(row, class, bytes, cap)) return CUDA_SUCCESS;
+  tf_recover_dead();
+  if (add(row, class, bytes, cap)) return CUDA_SUCCESS;
+  atomic_fetch_add(&tf_ledger->states[row].denied, 1);
+  return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+void tf_release(int row, enum tf_class class, uint64_t bytes) {
+  if (row == TF_NO_ROW || !tf_self() || !bytes) return;
+  struct tf_device_state *state = &tf_ledger->states[row];
+  tf_ledger_lock();
+  uint64_t *own = word(tf_self(), row, class);
+  /* Never below zero, whatever was missed. */
+  if (bytes > *own) bytes = *own;
+  *own -= bytes;
+  uint64_t used = atomic_load(&state->used_bytes);
+  atomic_store(&state->used_bytes, used > bytes ? used - bytes : 0);
+  tf_ledger_unlock();
+}
+
+uint64_t tf_used(int row) { return atomic_load(&tf_ledger->states[row].used_bytes); }

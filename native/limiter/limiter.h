@@ -1,0 +1,117 @@
+/* What the parts of the limiter offer each other. */
+#ifndef TF_LIMITER_H
+#define TF_LIMITER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "real_calls.h"
+#include "region.h"
+
+#define TF_EXPORT __attribute__((visibility("default")))
+#define TF_NO_ROW (-1)
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+
+/* real.c: the functions of the driver that we stand in front of. What it lacks answers "not supported". */
+extern void *tf_real_table[REAL_COUNT];
+#define REAL(name) ((call_##name *)tf_real_table[REAL_##name])
+#define HAS(name) tf_has(REAL_##name)
+bool tf_has(enum tf_real function);
+void tf_load_driver(void);
+void tf_load_management(void);
+void *tf_real_dlsym(void *handle, const char *name);
+typedef void *tf_dlsym(void *, const char *);
+tf_dlsym *tf_find_dlsym(void);
+typedef void *tf_dlvsym(void *, const char *, const char *);
+tf_dlvsym *tf_find_dlvsym(void);
+uint64_t tf_now(void);                      /* the driver's clock: monotonic, or virtual on the simulator */
+void tf_wait_until(uint64_t when_ns);       /* ends early when the limits change */
+
+/* entry.c: our function instead of a real one that cuGetProcAddress found. */
+void tf_replace(const char *name, void **address, int version, uint64_t flags);
+
+/* region.c: the worker's files. */
+struct tf_view {
+  uint32_t device_count, policy, heartbeat_needed, reserved; /* reserved is zero: the checksum runs over it */
+  struct tf_device_limit rows[TF_DEVICES];
+};
+enum tf_mode { TF_UNKNOWN = 0, TF_OFF, TF_ATTACHED, TF_BROKEN };
+extern struct tf_ledger *tf_ledger;
+extern const struct tf_limits *tf_limits;
+enum tf_mode tf_attach(void);               /* opens the files on the first call */
+const struct tf_view *tf_view(void);        /* the limits in force; re-read when they changed. NULL: none */
+struct tf_process *tf_self(void);           /* this process's slot; NULL: none could be had */
+int tf_row_of_uuid(const char *uuid);
+int tf_row_of_device(CUdevice device);
+int tf_current_row(void);                   /* of the current context's device */
+bool tf_owner_is_silent(const struct tf_view *view);
+bool tf_refused(void);                      /* closed policy and a fault of ours: hold work back. Counts either way */
+void tf_region_after_fork(void);
+
+/* ledger.c: bytes by class. */
+enum tf_class { TF_PLAIN, TF_MANAGED, TF_POOL, TF_PHYSICAL, TF_ARRAY, TF_CONTEXT, TF_GRAPH, TF_CLASSES };
+CUresult tf_reserve(int row, enum tf_class class, uint64_t bytes); /* out of memory at the cap */
+void tf_release(int row, enum tf_class class, uint64_t bytes);
+uint64_t tf_used(int row);
+void tf_ledger_lock(void);
+void tf_ledger_unlock(void);
+void tf_recover_dead(void);
+void tf_sum_again(void);                    /* lock held: the sums from the processes' rows */
+uint64_t tf_start_ticks(uint32_t pid);
+uint64_t tf_pid_namespace(void);
+
+/* memory.c, pools.c, graphs.c */
+bool tf_trim_pools(int row);                /* gives back what our pools keep; true if anything was */
+CUresult tf_pool_allocate(CUdeviceptr *address, size_t bytes, CUmemoryPool pool, CUstream stream, bool per_thread,
+                          bool from_pool);
+void tf_pool_freed(uint64_t pool, uint64_t bytes);
+void tf_pools_after_fork(void);
+void tf_memory_remember(uint64_t address, uint64_t bytes, enum tf_class class, int row, uint64_t owner);
+void tf_memory_after_fork(void);
+void tf_graph_add_bytes(CUgraph graph, uint64_t bytes);
+void tf_graphs_after_fork(void);
+bool tf_is_capturing(CUstream stream, bool per_thread);
+bool tf_any_capture(void);
+
+/* pace.c: admission of launches. */
+struct tf_cost;
+struct tf_sample;
+struct tf_launch {
+  int row;
+  bool per_thread;
+  CUstream stream;
+  uint64_t estimate_ns;
+  struct tf_cost *cost;
+  struct tf_sample *sample;
+};
+CUresult tf_admit(struct tf_launch *launch, uint64_t key, uint64_t blocks, CUstream stream, bool per_thread);
+void tf_launched(struct tf_launch *launch, CUresult result);
+void tf_rescale(const struct tf_view *view);
+
+/* cost.c: what launches cost, learned from events around some of them. */
+struct tf_cost {
+  _Atomic uint64_t key;
+  _Atomic uint64_t estimate_ns;
+  uint64_t low_ns, previous_low_ns;         /* least of this and the previous window of samples */
+  uint32_t window, surprises;
+  _Atomic uint32_t samples, waiting;        /* harvested; under way */
+  _Atomic uint32_t launches;                /* since the last sample */
+};
+struct tf_cost *tf_cost_of(uint64_t key, uint64_t blocks);
+void tf_cost_forget(uint64_t key);
+bool tf_sample_due(const struct tf_cost *cost);
+struct tf_sample *tf_sample_begin(struct tf_launch *launch);
+void tf_sample_end(struct tf_launch *launch, struct tf_sample *sample, CUresult result);
+bool tf_harvest(int row);                   /* reads finished samples; true while any is under way */
+uint64_t tf_in_flight_ns(int row, uint64_t now_ns, uint64_t *oldest_age_ns);
+void tf_correct(int row, int64_t device_ns, uint64_t since_ns); /* pace.c: charge or refund after the fact */
+void tf_cost_after_fork(void);
+
+/* sampler.c: the thread that compares what was charged with what was measured. */
+void tf_sampler_start(void);
+void tf_sampler_after_fork(void);
+
+/* attest.c */
+void tf_attest(const char *state, const char *reason);
+
+#endif

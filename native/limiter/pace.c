@@ -1,0 +1,162 @@
+/* Admission of launches.
+ *
+ * One word per worker and device holds the time at which all device time reserved so far will have been earned at the
+ * worker's share. A reservation moves it by cost x trim / share and may be used from where it was before (the virtual
+ * scheduling form of the generic cell rate algorithm, ITU-T I.371). One compare-and-swap is the whole of it, so a
+ * process may die at any instruction. */
+#include "limiter.h"
+
+#define QUANTUM_NS 2000000ull      /* wall time that is reserved at once: one sleep per quantum */
+#define CREDIT_NS 10000000ull      /* device time that may be saved up, for sleeps that end late */
+#define DEBT_NS 60000000000ull     /* nobody waits longer than this for one mistake */
+#define WINDOW_NS 20000000ull      /* charged device time under way per process, so that a decision acts soon */
+#define WINDOW_WAIT_NS 250000000ull /* then the launch goes out all the same: kernels may wait for each other */
+#define UNKNOWN_WAIT_NS 100000000ull
+#define LOOK_AGAIN_NS 50000000ull
+
+
+static uint32_t share_of(const struct tf_device_limit *row) {
+  return row->compute_ppm && row->compute_ppm < TF_WHOLE_DEVICE_PPM ? row->compute_ppm : TF_WHOLE_DEVICE_PPM;
+}
+
+static uint32_t trim_of(const struct tf_device_state *state) {
+  uint32_t trim = atomic_load_explicit(&state->trim_ppm, memory_order_relaxed);
+  return LIKELY(trim) ? trim : TF_WHOLE_DEVICE_PPM;
+}
+
+/* Device time that this process has reserved and not yet used. */
+static _Atomic int64_t allowances[TF_DEVICES];
+
+/* Moves the word by `wall_ns` and returns where it was. What was earned before `since_ns` and not used is lost, but for
+ * a small credit; debt is bounded too. */
+static uint64_t move(struct tf_device_state *state, double wall_ns, uint64_t since_ns, uint32_t share) {
+  uint64_t now = tf_now(), credit = CREDIT_NS * TF_WHOLE_DEVICE_PPM / share;
+  uint64_t floor = since_ns > credit ? since_ns - credit : 0;
+  uint64_t ready = atomic_load_explicit(&state->ready_at_ns, memory_order_relaxed), start, next;
+  do {
+    start = ready > floor ? ready : floor;
+    double moved = (double)(int64_t)(start - now) + wall_ns;
+    if (moved > (double)DEBT_NS) moved = (double)DEBT_NS;
+    /* A refund cannot reach back beyond the credit either. */
+    next = moved < 0 && (uint64_t)-moved > now - floor ? floor : now + (uint64_t)(int64_t)moved;
+  } while (!atomic_compare_exchange_weak(&state->ready_at_ns, &ready, next));
+  return start;
+}
+
+void tf_correct(int row, int64_t device_ns, uint64_t since_ns) {
+  struct tf_device_state *state = &tf_ledger->states[row];
+  uint32_t share = share_of(&tf_view()->rows[row]);
+  move(state, (double)device_ns * trim_of(state) / share, since_ns, share);
+  atomic_fetch_add(&state->charged_ns, (uint64_t)device_ns);
+}
+
+void tf_rescale(const struct tf_view *view) {
+  for (uint32_t i = 0; i < view->device_count; i++) {
+    struct tf_device_state *state = &tf_ledger->states[i];
+    uint32_t share = share_of(&view->rows[i]), before = atomic_exchange(&state->share_ppm, share);
+    if (!before || before == share) continue;
+    /* A debt stays the same in device time. */
+    uint64_t now = tf_now(), ready = atomic_load(&state->ready_at_ns);
+    while (ready > now && !atomic_compare_exchange_weak(
+                              &state->ready_at_ns, &ready,
+                              now + (uint64_t)((double)(ready - now) * before / share))) continue;
+  }
+}
+
+/* Until its turn has come, the debt before it was refunded, or the limit is lifted. */
+static void hold(int row, uint64_t turn, uint32_t share) {
+  struct tf_device_state *state = &tf_ledger->states[row];
+  uint64_t start = tf_now(), now = start;
+  while (turn > now) {
+    tf_wait_until(turn < now + LOOK_AGAIN_NS ? turn : now + LOOK_AGAIN_NS);
+    uint32_t changed = share_of(&tf_view()->rows[row]);
+    uint64_t ready = atomic_load(&state->ready_at_ns);
+    now = tf_now();
+    if (changed == TF_WHOLE_DEVICE_PPM) break;
+    if (changed != share && turn > now) turn = now + (uint64_t)((double)(turn - now) * share / changed);
+    share = changed;
+    if (ready < turn) turn = ready;
+  }
+  atomic_fetch_add(&state->throttled_ns, now - start);
+}
+
+/* Keeps the work under way small, and learns a new kernel's cost before much of it is launched. */
+static void wait_for_samples(struct tf_launch *launch) {
+  uint64_t start = tf_now(), now = start, step = 20000, age;
+  for (;;) {
+    bool any = tf_harvest(launch->row);
+    uint64_t estimate = atomic_load(&launch->cost->estimate_ns);
+    uint64_t flying = tf_in_flight_ns(launch->row, now, &age);
+    uint64_t window = estimate * 2 > WINDOW_NS ? estimate * 2 : WINDOW_NS;
+    bool unknown = !atomic_load(&launch->cost->samples) && atomic_load(&launch->cost->waiting);
+    if (!any || (!unknown && flying <= window)) return;
+    if (now - start > (unknown ? UNKNOWN_WAIT_NS : WINDOW_WAIT_NS)) {
+      /* It has been under way so long, so it costs at least that. */
+      if (unknown && age > estimate) atomic_store(&launch->cost->estimate_ns, age);
+      return;
+    }
+    tf_wait_until(now + step);
+    if (step < 1000000) step *= 2;
+    now = tf_now();
+  }
+}
+
+static CUresult refuse_or_wait(void) {
+  /* A silent owner under a closed policy: hold the launch until it is back. A file that cannot be read: an error. */
+  while (tf_refused()) {
+    if (tf_attach() == TF_BROKEN) return CUDA_ERROR_NOT_PERMITTED;
+    tf_wait_until(tf_now() + LOOK_AGAIN_NS);
+  }
+  return CUDA_SUCCESS;
+}
+
+/* A process reserves a quantum at a time and takes its turns in the order of the reservations, so the processes of a
+ * worker share evenly and most launches touch no shared line. */
+static void spend(int row, uint64_t estimate, uint32_t share) {
+  int64_t left = atomic_fetch_sub(&allowances[row], (int64_t)estimate) - (int64_t)estimate;
+  if (LIKELY(left >= 0)) return;
+  struct tf_device_state *state = &tf_ledger->states[row];
+  uint64_t quantum = QUANTUM_NS * share / TF_WHOLE_DEVICE_PPM;
+  uint64_t wanted = estimate > quantum ? estimate : quantum;
+  uint64_t turn = move(state, (double)wanted * trim_of(state) / share, tf_now(), share);
+  atomic_fetch_add(&state->charged_ns, wanted);
+  hold(row, turn, share);
+  atomic_fetch_add(&allowances[row], (int64_t)wanted);
+}
+
+static void admit(struct tf_launch *launch, const struct tf_view *view, uint64_t key, uint64_t blocks) {
+  struct tf_cost *cost = launch->cost = tf_cost_of(key, blocks);
+  atomic_fetch_add_explicit(&cost->launches, 1, memory_order_relaxed);
+  bool due = tf_sample_due(cost);
+  if (due) {
+    tf_sampler_start();
+    wait_for_samples(launch);
+  }
+  launch->estimate_ns = atomic_load_explicit(&cost->estimate_ns, memory_order_relaxed);
+  spend(launch->row, launch->estimate_ns, share_of(&view->rows[launch->row]));
+  if (due) launch->sample = tf_sample_begin(launch);
+}
+
+CUresult tf_admit(struct tf_launch *launch, uint64_t key, uint64_t blocks, CUstream stream, bool per_thread) {
+  launch->cost = NULL;
+  launch->sample = NULL;
+  const struct tf_view *view = tf_view();
+  if (!view) return tf_attach() == TF_BROKEN ? refuse_or_wait() : CUDA_SUCCESS;
+  int row = tf_current_row();
+  if (row == TF_NO_ROW) return CUDA_SUCCESS;
+  if (view->heartbeat_needed && tf_owner_is_silent(view)) {
+    CUresult result = refuse_or_wait();
+    if (result) return result;
+  }
+  if (share_of(&view->rows[row]) == TF_WHOLE_DEVICE_PPM || tf_is_capturing(stream, per_thread)) return CUDA_SUCCESS;
+  launch->row = row;
+  launch->stream = stream;
+  launch->per_thread = per_thread;
+  admit(launch, view, key, blocks);
+  return CUDA_SUCCESS;
+}
+
+void tf_launched(struct tf_launch *launch, CUresult result) {
+  if (launch->sample) tf_sample_end(launch, launch->sample, result);
+  if (result) atomic_fetch_add(&allowances[launch->row], (int64_t)launch->estimate_ns);
+}

@@ -1,0 +1,284 @@
+/* The worker's two files: limits (read-only for us) and ledger (ours and our siblings'). */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "limiter.h"
+
+/* An owner that gives no sign for so long is a fault, where a heartbeat is asked for. */
+#define SILENT_NS 2500000000ull
+#define ORDINALS 64
+
+struct tf_ledger *tf_ledger;
+const struct tf_limits *tf_limits;
+
+static struct tf_view views[2];
+static const struct tf_view *_Atomic current;
+static _Atomic uint32_t seen_sequence = 1; /* odd: nothing read yet */
+static pthread_mutex_t reload_lock = PTHREAD_MUTEX_INITIALIZER;
+static _Atomic enum tf_mode mode;
+static pthread_mutex_t attach_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct tf_process *_Atomic self;
+static _Atomic int8_t rows_of_ordinals[ORDINALS]; /* row + 2; 0: not looked up, 1: none */
+static _Atomic int visible_devices;
+static bool closed_by_environment;
+
+static uint64_t checksum(const struct tf_view *view) {
+  /* FNV-1a, 64 bit (Fowler, Noll, Vo): catches a torn or foreign write; it is no protection from an attacker. */
+  uint64_t hash = 0xcbf29ce484222325ull;
+  size_t length = offsetof(struct tf_view, rows) + view->device_count * sizeof view->rows[0];
+  for (size_t i = 0; i < length; i++) hash = (hash ^ ((const unsigned char *)view)[i]) * 0x100000001b3ull;
+  return hash;
+}
+
+/* One consistent copy of the limits, or false. */
+static bool copy_limits(struct tf_view *view, uint32_t *sequence) {
+  for (int attempt = 0; attempt < 100; attempt++) {
+    *sequence = atomic_load(&tf_limits->sequence);
+    memset(view, 0, sizeof *view);
+    view->device_count = tf_limits->device_count;
+    view->policy = tf_limits->policy;
+    view->heartbeat_needed = tf_limits->heartbeat_needed;
+    if (view->device_count <= TF_DEVICES) {
+      memcpy(view->rows, tf_limits->devices, view->device_count * sizeof view->rows[0]);
+      uint64_t told = tf_limits->checksum;
+      atomic_thread_fence(memory_order_acquire);
+      if (!(*sequence & 1) && *sequence == atomic_load(&tf_limits->sequence) && told == checksum(view)) {
+        for (uint32_t i = 0; i < view->device_count; i++) view->rows[i].uuid[sizeof view->rows[i].uuid - 1] = 0;
+        return true;
+      }
+    }
+    sched_yield();
+  }
+  return false;
+}
+
+static void reload(void) {
+  if (pthread_mutex_trylock(&reload_lock)) return; /* somebody is at it; the old limits hold for a moment longer */
+  const struct tf_view *now = atomic_load(&current);
+  struct tf_view *next = now == &views[0] ? &views[1] : &views[0];
+  uint32_t sequence;
+  if (copy_limits(next, &sequence)) {
+    atomic_store(&current, next);
+    atomic_store(&seen_sequence, sequence);
+    tf_rescale(next);
+  } else {
+    static uint64_t told_at;
+    uint64_t moment = tf_now();
+    if (moment - told_at > 1000000000ull) {
+      told_at = moment;
+      atomic_fetch_add(&tf_ledger->bad_limits, 1);
+    }
+  }
+  pthread_mutex_unlock(&reload_lock);
+}
+
+const struct tf_view *tf_view(void) {
+  if (atomic_load_explicit(&mode, memory_order_acquire) != TF_ATTACHED && tf_attach() != TF_ATTACHED) return NULL;
+  if (!LIKELY(atomic_load_explicit(&tf_limits->sequence, memory_order_acquire) ==
+              atomic_load_explicit(&seen_sequence, memory_order_relaxed)))
+    reload();
+  return atomic_load_explicit(&current, memory_order_acquire);
+}
+
+static const char *map_file(const char *folder, const char *name, size_t bytes, bool writable, void **memory) {
+  char path[4096];
+  if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path) return "path is too long";
+  int file = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+  if (file < 0) return strerror(errno);
+  struct stat status;
+  const char *problem = NULL;
+  if (fstat(file, &status) || (uint64_t)status.st_size < bytes) problem = "file is shorter than its layout";
+  else {
+    *memory = mmap(NULL, bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, file, 0);
+    if (*memory == MAP_FAILED) problem = strerror(errno);
+  }
+  close(file);
+  return problem;
+}
+
+static const char *open_region(const char *folder) {
+  void *limits = NULL, *ledger = NULL;
+  const char *problem = map_file(folder, "limits", sizeof(struct tf_limits), false, &limits);
+  if (!problem) problem = map_file(folder, "ledger", sizeof(struct tf_ledger), true, &ledger);
+  if (problem) return problem;
+  tf_limits = limits;
+  const struct tf_ledger *opened = ledger;
+  if (tf_limits->magic != TF_LIMITS_MAGIC) return "limits: not a limits file";
+  if (opened->magic != TF_LEDGER_MAGIC) return "ledger: not a ledger file";
+  if (tf_limits->version != TF_LAYOUT_VERSION || opened->version != TF_LAYOUT_VERSION)
+    return "the layout has another version";
+  if (tf_limits->layout_hash != TF_LAYOUT_HASH || opened->layout_hash != TF_LAYOUT_HASH)
+    return "the layout was built from another declaration";
+  tf_ledger = ledger;
+  struct tf_view *first = &views[0];
+  uint32_t sequence;
+  if (!copy_limits(first, &sequence)) return "limits: checksum does not match";
+  atomic_store(&current, first);
+  atomic_store(&seen_sequence, sequence);
+  return NULL;
+}
+
+static void leave(void) {
+  struct tf_process *slot = atomic_load(&self);
+  if (!slot || atomic_load(&slot->pid) != (uint32_t)getpid()) return;
+  tf_ledger_lock();
+  memset(slot->devices, 0, sizeof slot->devices);
+  atomic_store(&slot->pid, 0);
+  tf_sum_again();
+  tf_ledger_unlock();
+  atomic_store(&self, NULL);
+}
+
+static struct tf_process *claim(void) {
+  uint32_t pid = (uint32_t)getpid();
+  uint64_t start = tf_start_ticks(pid), space = tf_pid_namespace();
+  struct tf_process *chosen = NULL;
+  for (int attempt = 0; attempt < 2 && !chosen; attempt++) {
+    if (attempt) tf_recover_dead();
+    tf_ledger_lock();
+    bool ours = false;
+    for (uint32_t i = 0; i < TF_PROCESSES; i++) {
+      struct tf_process *slot = &tf_ledger->processes[i];
+      uint32_t holder = atomic_load(&slot->pid);
+      /* Our own from before an exec: what it held went with the old program. */
+      ours = holder == pid && slot->pid_namespace == space;
+      if (ours) chosen = slot;
+      if (ours) break;
+      if (!holder && !chosen) chosen = slot;
+    }
+    if (chosen) {
+      memset(chosen->devices, 0, sizeof chosen->devices);
+      chosen->start_ticks = start;
+      chosen->pid_namespace = space;
+      atomic_store(&chosen->pid, pid);
+      if (ours) tf_sum_again();
+    }
+    tf_ledger_unlock();
+  }
+  return chosen;
+}
+
+struct tf_process *tf_self(void) { return atomic_load_explicit(&self, memory_order_acquire); }
+
+static void in_child(void) {
+  tf_region_after_fork();
+  tf_memory_after_fork();
+  tf_pools_after_fork();
+  tf_graphs_after_fork();
+  tf_cost_after_fork();
+  tf_sampler_after_fork();
+}
+
+void tf_region_after_fork(void) {
+  /* The parent's slot stays the parent's. The child attaches anew when it calls us. */
+  atomic_store(&self, NULL);
+  if (atomic_load(&mode) == TF_ATTACHED) atomic_store(&mode, TF_UNKNOWN);
+  pthread_mutex_init(&attach_lock, NULL);
+  pthread_mutex_init(&reload_lock, NULL);
+}
+
+static enum tf_mode attach(void) {
+  const char *folder = getenv("TENSORFUSION_WORKER_DIR");
+  const char *policy = getenv("TENSORFUSION_FAULT_POLICY");
+  static bool registered;
+  closed_by_environment = policy && !strcmp(policy, "closed");
+  if (!folder || !*folder) return TF_OFF;
+  const char *problem = tf_ledger && tf_limits ? NULL : open_region(folder);
+  if (!problem) {
+    atomic_store(&self, claim());
+    if (!tf_self()) problem = "no free process slot";
+  }
+  if (problem) {
+    tf_attest(closed_by_environment ? "refused" : "open", problem);
+    fprintf(stderr, "tensorfusion limiter: %s: %s; %s\n", folder, problem,
+            closed_by_environment ? "the GPU is refused" : "limits are not enforced");
+    return TF_BROKEN;
+  }
+  if (!registered) {
+    registered = true;
+    atexit(leave);
+    pthread_atfork(NULL, NULL, in_child);
+  }
+  tf_rescale(atomic_load(&current));
+  tf_attest("enforced", "");
+  return TF_ATTACHED;
+}
+
+enum tf_mode tf_attach(void) {
+  enum tf_mode known = atomic_load_explicit(&mode, memory_order_acquire);
+  if (LIKELY(known != TF_UNKNOWN)) return known;
+  pthread_mutex_lock(&attach_lock);
+  known = atomic_load(&mode);
+  if (known == TF_UNKNOWN) {
+    known = attach();
+    atomic_store_explicit(&mode, known, memory_order_release);
+  }
+  pthread_mutex_unlock(&attach_lock);
+  return known;
+}
+
+bool tf_owner_is_silent(const struct tf_view *view) {
+  if (!view->heartbeat_needed) return false;
+  struct timespec moment;
+  clock_gettime(CLOCK_MONOTONIC, &moment);
+  uint64_t now = (uint64_t)moment.tv_sec * 1000000000ull + (uint64_t)moment.tv_nsec;
+  uint64_t beat = atomic_load(&tf_limits->heartbeat_ns);
+  return now > beat && now - beat > SILENT_NS;
+}
+
+bool tf_refused(void) {
+  enum tf_mode now = tf_attach();
+  if (now == TF_OFF) return false;
+  if (now == TF_BROKEN) return closed_by_environment;
+  const struct tf_view *view = tf_view();
+  if (!tf_owner_is_silent(view)) return false;
+  bool closed = view->policy == TF_POLICY_CLOSED;
+  atomic_fetch_add(closed ? &tf_ledger->fail_closed : &tf_ledger->fail_open, 1);
+  return closed;
+}
+
+int tf_row_of_uuid(const char *uuid) {
+  const struct tf_view *view = tf_view();
+  for (uint32_t i = 0; view && i < view->device_count; i++)
+    if (!strcmp(view->rows[i].uuid, uuid)) return (int)i;
+  return TF_NO_ROW;
+}
+
+static int look_up(CUdevice device) {
+  CUuuid id;
+  call_cuDeviceGetUuid *get = HAS(cuDeviceGetUuid_v2) ? REAL(cuDeviceGetUuid_v2) : REAL(cuDeviceGetUuid);
+  if (get(&id, device)) return -2;
+  char text[48] = "GPU-";
+  for (int i = 0, at = 4; i < 16; i++) {
+    at += snprintf(text + at, sizeof text - (size_t)at, "%02x", (unsigned char)id.bytes[i]);
+    if (i == 3 || i == 5 || i == 7 || i == 9) text[at++] = '-';
+  }
+  return tf_row_of_uuid(text);
+}
+
+int tf_row_of_device(CUdevice device) {
+  if (!tf_view()) return TF_NO_ROW;
+  bool cached = device >= 0 && device < ORDINALS;
+  int known = cached ? atomic_load_explicit(&rows_of_ordinals[device], memory_order_relaxed) : 0;
+  if (known) return known - 2;
+  int row = look_up(device);
+  if (row == -2) return TF_NO_ROW;
+  if (cached) atomic_store(&rows_of_ordinals[device], (int8_t)(row + 2));
+  return row;
+}
+
+int tf_current_row(void) {
+  int count = atomic_load_explicit(&visible_devices, memory_order_relaxed);
+  if (LIKELY(count == 1)) return tf_row_of_device(0);
+  if (!count && !REAL(cuDeviceGetCount)(&count)) atomic_store(&visible_devices, count);
+  CUdevice device;
+  return !REAL(cuCtxGetDevice)(&device) ? tf_row_of_device(device) : TF_NO_ROW;
+}

@@ -1,0 +1,196 @@
+/* Compares what the worker was charged with what the management library measured, ten times a second, in one thread
+ * of one process of the worker. The ratio trims later charges; it stays at one while the difference is no larger than
+ * what the measurement can resolve. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "limiter.h"
+
+#define PERIOD_NS 100000000ull
+#define HISTORY 64u
+#define FORGET 0.95          /* per period: a memory of two seconds */
+#define RESOLUTION 0.006     /* whole percents, rounded */
+#define SMOOTHING 0.25
+#define LEAST_TRIM 0.1
+#define MOST_TRIM 4.0
+#define ROWS 1024u
+
+struct follower {
+  nvmlDevice_t handle;
+  bool known, failed, based; /* based: the last stamp's charges are known */
+  unsigned long long last_us;
+  double measured, charged, span, trim;
+  uint64_t times[HISTORY], charges[HISTORY], count, charged_at_last, busy_at_last;
+};
+
+static _Atomic bool started;
+
+void tf_sampler_after_fork(void) { atomic_store(&started, false); }
+
+/* Charges at a moment in the past, between the two ticks around it. */
+static uint64_t charged_at(const struct follower *follower, uint64_t when) {
+  uint64_t first = follower->count > HISTORY ? follower->count - HISTORY : 0;
+  for (uint64_t i = follower->count; i-- > first;) {
+    if (follower->times[i % HISTORY] > when) continue;
+    if (i + 1 == follower->count) return follower->charges[i % HISTORY];
+    uint64_t from = follower->times[i % HISTORY], to = follower->times[(i + 1) % HISTORY];
+    double part = to > from ? (double)(when - from) / (double)(to - from) : 0;
+    int64_t more = (int64_t)(follower->charges[(i + 1) % HISTORY] - follower->charges[i % HISTORY]);
+    return follower->charges[i % HISTORY] + (uint64_t)(int64_t)(part * (double)more);
+  }
+  return follower->charges[first % HISTORY];
+}
+
+/* Time stamps are microseconds of the driver's own clock or of the wall clock, by product. */
+static uint64_t stamp_to_ns(unsigned long long stamp_us, uint64_t now) {
+  struct timespec moment;
+  clock_gettime(CLOCK_REALTIME, &moment);
+  uint64_t wall = (uint64_t)moment.tv_sec * 1000000000ull + (uint64_t)moment.tv_nsec, stamp = stamp_us * 1000;
+  uint64_t apart_now = stamp > now ? stamp - now : now - stamp;
+  uint64_t apart_wall = stamp > wall ? stamp - wall : wall - stamp;
+  return apart_now <= apart_wall ? stamp : now - (wall > stamp ? wall - stamp : 0);
+}
+
+/* Whether the ticks reach back that far: without both ends of a span it cannot be compared. */
+static bool covers(const struct follower *follower, uint64_t when) {
+  uint64_t first = follower->count > HISTORY ? follower->count - HISTORY : 0;
+  return follower->times[first % HISTORY] <= when;
+}
+
+static bool is_ours(unsigned pid, uint64_t space) {
+  for (uint32_t i = 0; i < TF_PROCESSES; i++)
+    if (atomic_load(&tf_ledger->processes[i].pid) == pid && tf_ledger->processes[i].pid_namespace == space) return true;
+  return false;
+}
+
+static void publish(struct follower *follower, struct tf_device_state *state) {
+  double difference = follower->measured - follower->charged;
+  /* Alone on the device the charges are exact, and only what cannot be noise may move them. */
+  double noise = RESOLUTION * follower->span + 2e3 * atomic_load(&state->longest_us);
+  if (atomic_load(&state->contended)) noise = 0;
+  double target = 1;
+  if (follower->charged > 0 && (difference > noise || -difference > noise))
+    target = follower->measured / follower->charged;
+  if (target < LEAST_TRIM) target = LEAST_TRIM;
+  if (target > MOST_TRIM) target = MOST_TRIM;
+  follower->trim += SMOOTHING * (target - follower->trim);
+  atomic_store(&state->trim_ppm, (uint32_t)(follower->trim * TF_WHOLE_DEVICE_PPM));
+}
+
+static void account(struct follower *follower, struct tf_device_state *state, uint64_t until, double busy_ns,
+                    double span_ns) {
+  uint64_t charged = charged_at(follower, until);
+  follower->measured = follower->measured * FORGET + busy_ns;
+  follower->charged = follower->charged * FORGET + (double)(int64_t)(charged - follower->charged_at_last);
+  follower->span = follower->span * FORGET + span_ns;
+  follower->charged_at_last = charged;
+  publish(follower, state);
+  uint32_t longest = atomic_load(&state->longest_us);
+  atomic_store(&state->longest_us, longest - longest / 16);
+}
+
+static void rebase(struct follower *follower, uint64_t when) {
+  follower->based = covers(follower, when);
+  follower->charged_at_last = charged_at(follower, when);
+}
+
+static void measure(struct follower *follower, int row, uint64_t now) {
+  static nvmlProcessUtilizationSample_t samples[ROWS];
+  struct tf_device_state *state = &tf_ledger->states[row];
+  uint64_t before = follower->times[(follower->count + HISTORY - 1) % HISTORY];
+  if (follower->count && now - before > 5 * PERIOD_NS) {
+    /* The thread was kept from running; what lies between is not known. */
+    follower->count = 0;
+    follower->based = false;
+  }
+  uint64_t slot = follower->count++ % HISTORY;
+  follower->times[slot] = now;
+  follower->charges[slot] = atomic_load(&state->charged_ns);
+  const struct tf_device_limit *limit = &tf_view()->rows[row];
+  if (limit->measured_at_ns) {
+    /* The owner measures from outside, where process ids are true. */
+    unsigned long long at_us = limit->measured_at_ns / 1000;
+    if (follower->based && at_us > follower->last_us)
+      account(follower, state, limit->measured_at_ns, (double)(limit->measured_busy_ns - follower->busy_at_last),
+              (double)(at_us - follower->last_us) * 1e3);
+    else if (!follower->based) rebase(follower, limit->measured_at_ns);
+    follower->busy_at_last = limit->measured_busy_ns;
+    follower->last_us = at_us;
+    return;
+  }
+  unsigned count = ROWS, own = 0, others = 0;
+  unsigned long long newest = 0;
+  if (follower->failed ||
+      REAL(nvmlDeviceGetProcessUtilization)(follower->handle, samples, &count, follower->last_us))
+    return;
+  uint64_t space = tf_pid_namespace();
+  for (unsigned i = 0; i < count && i < ROWS; i++) {
+    if (samples[i].timeStamp > newest) newest = samples[i].timeStamp;
+    if (is_ours(samples[i].pid, space)) own += samples[i].smUtil;
+    else others += samples[i].smUtil;
+  }
+  if (newest <= follower->last_us) return;
+  /* Of several processes each percentage is its own time; together they cannot have had more than all of it. */
+  if (own > 100) own = 100;
+  atomic_store(&state->contended, others > 0);
+  double span = (double)(newest - follower->last_us) * 1e3;
+  uint64_t until = stamp_to_ns(newest, now);
+  if (follower->based && span < 1e9) account(follower, state, until, span * own / 100, span);
+  else rebase(follower, until);
+  follower->last_us = newest;
+}
+
+static void follow(struct follower *followers) {
+  const struct tf_view *view = tf_view();
+  uint64_t now = tf_now();
+  for (uint32_t row = 0; view && row < view->device_count; row++) {
+    struct follower *follower = &followers[row];
+    if (!follower->known) {
+      follower->known = true;
+      follower->trim = 1;
+      follower->failed = REAL(nvmlDeviceGetHandleByUUID)(view->rows[row].uuid, &follower->handle) != NVML_SUCCESS;
+    }
+    measure(follower, (int)row, now);
+  }
+}
+
+static void *run(void *unused) {
+  (void)unused;
+  struct follower *followers = calloc(TF_DEVICES, sizeof *followers);
+  bool elected = false;
+  tf_load_management();
+  REAL(nvmlInit_v2)();
+  tf_wait_until(tf_now() + PERIOD_NS);
+  while (followers && atomic_load(&started)) {
+    if (!elected) {
+      int state = pthread_mutex_trylock(&tf_ledger->sampler);
+      if (state == EOWNERDEAD) pthread_mutex_consistent(&tf_ledger->sampler);
+      elected = !state || state == EOWNERDEAD;
+    }
+    if (elected) follow(followers);
+    tf_wait_until(tf_now() + PERIOD_NS);
+  }
+  free(followers);
+  return NULL;
+}
+
+void tf_sampler_start(void) {
+  bool no = false;
+  if (LIKELY(atomic_load_explicit(&started, memory_order_relaxed))) return;
+  if (!atomic_compare_exchange_strong(&started, &no, true)) return;
+  pthread_attr_t attributes;
+  pthread_t thread;
+  sigset_t all, before;
+  sigfillset(&all);
+  /* The application's signals are its own threads' business. */
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  pthread_attr_init(&attributes);
+  pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+  pthread_create(&thread, &attributes, run, NULL);
+  pthread_attr_destroy(&attributes);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+}

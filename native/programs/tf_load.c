@@ -1,0 +1,191 @@
+/* tf-load: a load on the driver, real or simulated, with a JSON line per interval.
+ *
+ *   tf-load [key=value ...]
+ *     kernel_us=1000   length of a kernel
+ *     then_us=0        length after `phase_s` seconds; 0 keeps the first
+ *     phase_s=0
+ *     grid=108         blocks
+ *     seconds=10       how long
+ *     kind=plain       plain, ex, cooperative, graph, per_thread
+ *     nodes=10         kernels per graph
+ *     sync=0           1: wait after every launch
+ *     streams=1
+ *     duty=100         percent of every 100 ms in which launches are made
+ *     interval_ms=1000
+ *     device=0
+ *     churn=0          bytes allocated and freed around every launch
+ *     hold=0           bytes allocated once */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tf_cuda.h"
+
+#define TF_CALL(symbol, base, since, per_thread) static CUresult (*p_##symbol)();
+#include "driver_rows.h"
+
+static int (*sim_virtual)(void);
+static uint64_t (*sim_now)(void);
+static void (*sim_wait)(uint64_t);
+static int (*sim_truth)(int, uint64_t *, uint64_t *, uint64_t *, uint64_t *);
+
+#define STREAMS 16
+
+static struct {
+  uint64_t kernel_us, then_us, phase_s, grid, seconds, nodes, sync, streams, duty, interval_ms, device, churn, hold;
+} given = {.kernel_us = 1000, .grid = 108, .seconds = 10, .nodes = 10, .streams = 1, .duty = 100, .interval_ms = 1000};
+static char kind[16] = "plain";
+
+static void check(CUresult result, const char *call) {
+  if (!result) return;
+  printf("{\"error\": %d, \"call\": \"%s\"}\n", result, call);
+  exit(result == CUDA_ERROR_OUT_OF_MEMORY ? 2 : 1);
+}
+#define DO(call, ...) check(p_##call(__VA_ARGS__), #call)
+
+static void load_driver(void) {
+  void *library = dlopen("libcuda.so.1", RTLD_NOW);
+  if (!library) {
+    fprintf(stderr, "tf-load: %s\n", dlerror());
+    exit(1);
+  }
+#define TF_CALL(symbol, base, since, per_thread) *(void **)&p_##symbol = dlsym(library, #symbol);
+#include "driver_rows.h"
+  *(void **)&sim_virtual = dlsym(library, "tfSimVirtual");
+  *(void **)&sim_now = dlsym(library, "tfSimNow");
+  *(void **)&sim_wait = dlsym(library, "tfSimWaitUntil");
+  *(void **)&sim_truth = dlsym(library, "tfSimTruth");
+}
+
+static uint64_t now_ns(void) {
+  if (sim_virtual && sim_virtual()) return sim_now();
+  struct timespec moment;
+  clock_gettime(CLOCK_MONOTONIC, &moment);
+  return (uint64_t)moment.tv_sec * 1000000000ull + (uint64_t)moment.tv_nsec;
+}
+
+static void wait_until(uint64_t when) {
+  if (sim_virtual && sim_virtual()) {
+    sim_wait(when);
+    return;
+  }
+  struct timespec until = {(time_t)(when / 1000000000ull), (long)(when % 1000000000ull)};
+  clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
+}
+
+static void read_arguments(int count, char **arguments) {
+  const struct {
+    const char *name;
+    uint64_t *value;
+  } numbers[] = {{"kernel_us", &given.kernel_us}, {"then_us", &given.then_us}, {"phase_s", &given.phase_s},
+                 {"grid", &given.grid},           {"seconds", &given.seconds}, {"nodes", &given.nodes},
+                 {"sync", &given.sync},           {"streams", &given.streams}, {"duty", &given.duty},
+                 {"interval_ms", &given.interval_ms}, {"device", &given.device}, {"churn", &given.churn},
+                 {"hold", &given.hold}};
+  for (int i = 1; i < count; i++) {
+    char *value = strchr(arguments[i], '=');
+    bool known = value != NULL;
+    if (known) *value++ = 0;
+    if (known && !strcmp(arguments[i], "kind")) snprintf(kind, sizeof kind, "%s", value);
+    else if (known) {
+      known = false;
+      for (size_t n = 0; n < sizeof numbers / sizeof *numbers; n++)
+        if (!strcmp(arguments[i], numbers[n].name)) *numbers[n].value = strtoull(value, NULL, 10), known = true;
+    }
+    if (known && given.streams >= 1 && given.streams <= STREAMS) continue;
+    fprintf(stderr, "tf-load: %s: the arguments are key=value; see the head of the source\n", arguments[i]);
+    exit(64);
+  }
+}
+
+static CUfunction function;
+static CUstream streams[STREAMS];
+static CUgraphExec graph;
+static uint64_t length_us;
+static void *parameters[] = {&length_us};
+
+static void make_graph(void) {
+  CUgraph built;
+  DO(cuStreamBeginCapture_v2, streams[0], 2);
+  for (uint64_t i = 0; i < given.nodes; i++)
+    DO(cuLaunchKernel, function, (unsigned)given.grid, 1u, 1u, 128u, 1u, 1u, 0u, streams[0], parameters, NULL);
+  DO(cuStreamEndCapture, streams[0], &built);
+  DO(cuGraphInstantiateWithFlags, &graph, built, 0ull);
+}
+
+static void launch(CUstream stream) {
+  unsigned grid = (unsigned)given.grid;
+  CUlaunchConfig config = {.gridDimX = grid, .gridDimY = 1, .gridDimZ = 1, .blockDimX = 128, .blockDimY = 1,
+                           .blockDimZ = 1, .hStream = stream};
+  if (!strcmp(kind, "ex")) DO(cuLaunchKernelEx, &config, function, parameters, NULL);
+  else if (!strcmp(kind, "cooperative"))
+    DO(cuLaunchCooperativeKernel, function, grid, 1u, 1u, 128u, 1u, 1u, 0u, stream, parameters);
+  else if (!strcmp(kind, "graph")) DO(cuGraphLaunch, graph, stream);
+  else if (!strcmp(kind, "per_thread"))
+    DO(cuLaunchKernel_ptsz, function, grid, 1u, 1u, 128u, 1u, 1u, 0u, NULL, parameters, NULL);
+  else DO(cuLaunchKernel, function, grid, 1u, 1u, 128u, 1u, 1u, 0u, stream, parameters, NULL);
+}
+
+static void report(double at_s, double span_s, uint64_t launches) {
+  static uint64_t last_own, last_all;
+  uint64_t own_bytes = 0, all_bytes = 0, own = 0, all = 0;
+  if (sim_truth) sim_truth((int)given.device, &own_bytes, &all_bytes, &own, &all);
+  if (span_s > 0)
+    printf("{\"t\": %.3f, \"launches\": %lu, \"busy_pct\": %.2f, \"device_pct\": %.2f, \"bytes\": %lu}\n", at_s,
+           launches, (double)(own - last_own) / span_s / 1e7, (double)(all - last_all) / span_s / 1e7, own_bytes);
+  fflush(stdout);
+  last_own = own;
+  last_all = all;
+}
+
+static void loop(void) {
+  uint64_t start = now_ns(), next = start + given.interval_ms * 1000000, told = start, launches = 0;
+  report(0, 0, 0);
+  for (;;) {
+    uint64_t now = now_ns();
+    if (given.duty < 100 && (now - start) % 100000000 >= given.duty * 1000000) {
+      now = now - (now - start) % 100000000 + 100000000;
+      wait_until(now < next ? now : next);
+      now = now_ns();
+    }
+    if (now >= next) {
+      report((double)(now - start) / 1e9, (double)(now - told) / 1e9, launches);
+      told = now;
+      while (next <= now) next += given.interval_ms * 1000000;
+      if (now - start >= given.seconds * 1000000000) return;
+    }
+    if (given.then_us && now - start >= given.phase_s * 1000000000) length_us = given.then_us;
+    CUdeviceptr address = 0;
+    if (given.churn) DO(cuMemAlloc_v2, &address, given.churn);
+    launch(streams[launches % given.streams]);
+    if (given.churn) DO(cuMemFree_v2, address);
+    if (given.sync) DO(cuCtxSynchronize);
+    launches++;
+  }
+}
+
+int main(int count, char **arguments) {
+  read_arguments(count, arguments);
+  load_driver();
+  CUcontext context;
+  CUmodule module;
+  CUdevice device;
+  CUdeviceptr held;
+  DO(cuInit, 0u);
+  DO(cuDeviceGet, &device, (int)given.device);
+  DO(cuDevicePrimaryCtxRetain, &context, device);
+  DO(cuCtxSetCurrent, context);
+  DO(cuModuleLoadData, &module, "spin_us");
+  DO(cuModuleGetFunction, &function, module, "spin_us");
+  for (uint64_t i = 0; i < given.streams; i++) DO(cuStreamCreate, &streams[i], 1u);
+  if (given.hold) DO(cuMemAlloc_v2, &held, given.hold);
+  length_us = given.kernel_us;
+  if (!strcmp(kind, "graph")) make_graph();
+  loop();
+  return 0;
+}

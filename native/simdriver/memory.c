@@ -1,0 +1,444 @@
+/* Device memory: one ledger per device, contents committed by the kernel when first touched. */
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "sim.h"
+#include "tf_sizes.h"
+#include "tf_table.h"
+
+enum { PLAIN = 1, STREAM_ORDERED, PHYSICAL, MAPPED, ARRAY };
+
+static struct tf_table table = TF_TABLE_INIT;
+static struct CUmemPool_st {
+  uint32_t device;
+  uint64_t threshold, used, reserved, used_high, reserved_high;
+  pthread_mutex_t lock;
+} default_pools[SIM_DEVICES];
+static CUmemoryPool current_pools[SIM_DEVICES];
+static _Atomic uint64_t allocations;
+
+/* TF_SIM_FAIL_ALLOCATION=n makes every n-th allocation fail, as a driver may at any time. */
+static bool injected_failure(void) {
+  static uint64_t every = UINT64_MAX;
+  if (every == UINT64_MAX) {
+    const char *text = getenv("TF_SIM_FAIL_ALLOCATION");
+    every = text ? strtoull(text, NULL, 10) : 0;
+  }
+  return every && (atomic_fetch_add(&allocations, 1) + 1) % every == 0;
+}
+
+CUresult sim_charge(uint32_t device, uint64_t bytes) {
+  CUresult result = CUDA_SUCCESS;
+  sim_lock();
+  struct sim_device *card = &sim->devices[device];
+  if (bytes > card->memory_bytes - card->used_bytes) sim_reclaim_dead();
+  if (bytes > card->memory_bytes - card->used_bytes || injected_failure()) result = CUDA_ERROR_OUT_OF_MEMORY;
+  else {
+    card->used_bytes += bytes;
+    sim->processes[sim_self()].device[device].used_bytes += bytes;
+  }
+  sim_unlock();
+  return result;
+}
+
+void sim_uncharge(uint32_t device, uint64_t bytes) {
+  sim_lock();
+  sim->devices[device].used_bytes -= bytes;
+  sim->processes[sim_self()].device[device].used_bytes -= bytes;
+  sim_unlock();
+}
+
+void *sim_backing(uint64_t bytes) {
+  void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return memory == MAP_FAILED ? NULL : memory;
+}
+
+static CUresult allocate(CUdeviceptr *address, uint64_t bytes, uint32_t kind) {
+  CUresult result = sim_check();
+  if (result) return result;
+  if (!address || !bytes) return CUDA_ERROR_INVALID_VALUE;
+  bytes = tf_rounded(bytes);
+  uint32_t device = sim_current()->device;
+  result = sim_charge(device, bytes);
+  if (result) return result;
+  void *memory = sim_backing(bytes);
+  struct tf_entry entry = {.key = (uint64_t)(uintptr_t)memory, .bytes = bytes, .kind = kind, .device = device,
+                           .owner = (uint64_t)(uintptr_t)sim_current()};
+  if (!memory || !tf_table_put(&table, &entry)) {
+    sim_uncharge(device, bytes);
+    return CUDA_ERROR_OUT_OF_MEMORY;
+  }
+  *address = entry.key;
+  return CUDA_SUCCESS;
+}
+
+SIM_EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) { return allocate(address, bytes, PLAIN); }
+
+SIM_EXPORT CUresult cuMemAllocManaged(CUdeviceptr *address, size_t bytes, unsigned flags) {
+  return flags == 1 || flags == 2 ? allocate(address, bytes, PLAIN) : CUDA_ERROR_INVALID_VALUE;
+}
+
+SIM_EXPORT CUresult cuMemAllocPitch_v2(CUdeviceptr *address, size_t *pitch, size_t width, size_t height,
+                                       unsigned element) {
+  if (element != 4 && element != 8 && element != 16) return CUDA_ERROR_INVALID_VALUE;
+  CUresult result = allocate(address, tf_product(tf_rounded(width), height), PLAIN);
+  if (!result) *pitch = tf_rounded(width);
+  return result;
+}
+
+static void return_to_pool(CUmemoryPool pool, uint64_t bytes, uint64_t keep) {
+  pthread_mutex_lock(&pool->lock);
+  pool->used -= bytes;
+  uint64_t wanted = pool->used > keep ? pool->used : keep;
+  uint64_t surplus = pool->reserved > wanted ? pool->reserved - wanted : 0;
+  pool->reserved -= surplus;
+  pthread_mutex_unlock(&pool->lock);
+  if (surplus) sim_uncharge(pool->device, surplus);
+}
+
+static CUresult free_any(CUdeviceptr address) {
+  CUresult result = sim_check();
+  if (result || !address) return result;
+  struct tf_entry entry;
+  if (!tf_table_get(&table, address, &entry) || (entry.kind != PLAIN && entry.kind != STREAM_ORDERED) ||
+      !tf_table_take(&table, address, &entry))
+    return CUDA_ERROR_INVALID_VALUE;
+  munmap((void *)(uintptr_t)address, entry.bytes);
+  CUmemoryPool pool = (CUmemoryPool)(uintptr_t)entry.owner;
+  if (entry.kind == STREAM_ORDERED) return_to_pool(pool, entry.bytes, pool->threshold);
+  else sim_uncharge(entry.device, entry.bytes);
+  return CUDA_SUCCESS;
+}
+
+static bool of_context(const struct tf_entry *entry, void *context) {
+  return (entry->kind == PLAIN || entry->kind == ARRAY) && entry->owner == (uint64_t)(uintptr_t)context;
+}
+
+void sim_memory_forget(CUcontext context) {
+  struct tf_entry entry;
+  while (tf_table_take_match(&table, of_context, context, &entry)) {
+    munmap((void *)(uintptr_t)entry.key, entry.bytes);
+    sim_uncharge(entry.device, entry.bytes);
+  }
+}
+
+SIM_EXPORT CUresult cuMemFree_v2(CUdeviceptr address) { return free_any(address); }
+
+static CUmemoryPool pool_of(uint32_t device) {
+  struct CUmemPool_st *pool = &default_pools[device];
+  static pthread_mutex_t guard = PTHREAD_MUTEX_INITIALIZER;
+  pthread_mutex_lock(&guard);
+  if (!current_pools[device]) {
+    pool->device = device;
+    pthread_mutex_init(&pool->lock, NULL);
+    current_pools[device] = pool;
+  }
+  pthread_mutex_unlock(&guard);
+  return current_pools[device];
+}
+
+static CUresult from_pool(CUdeviceptr *address, uint64_t bytes, CUmemoryPool pool, CUstream stream) {
+  CUresult result = sim_check();
+  if (result) return result;
+  if (!address || !bytes) return CUDA_ERROR_INVALID_VALUE;
+  bytes = tf_rounded(bytes);
+  if (sim_capture_of(stream)) return sim_graph_memory(sim_capture_of(stream), bytes, address);
+  if (!pool) pool = pool_of(sim_current()->device);
+  pthread_mutex_lock(&pool->lock);
+  uint64_t growth = pool->used + bytes > pool->reserved ? pool->used + bytes - pool->reserved : 0;
+  result = growth ? sim_charge(pool->device, growth) : CUDA_SUCCESS;
+  if (!result) {
+    pool->reserved += growth;
+    pool->used += bytes;
+    if (pool->used > pool->used_high) pool->used_high = pool->used;
+    if (pool->reserved > pool->reserved_high) pool->reserved_high = pool->reserved;
+  }
+  pthread_mutex_unlock(&pool->lock);
+  if (result) return result;
+  void *memory = sim_backing(bytes);
+  struct tf_entry entry = {.key = (uint64_t)(uintptr_t)memory, .bytes = bytes, .kind = STREAM_ORDERED,
+                           .device = pool->device, .owner = (uint64_t)(uintptr_t)pool};
+  if (!memory || !tf_table_put(&table, &entry)) {
+    return_to_pool(pool, bytes, pool->threshold);
+    return CUDA_ERROR_OUT_OF_MEMORY;
+  }
+  *address = entry.key;
+  return CUDA_SUCCESS;
+}
+
+SIM_EXPORT CUresult cuMemAllocAsync(CUdeviceptr *address, size_t bytes, CUstream stream) {
+  return from_pool(address, bytes, NULL, stream);
+}
+SIM_EXPORT CUresult cuMemAllocAsync_ptsz(CUdeviceptr *address, size_t bytes, CUstream stream) {
+  return from_pool(address, bytes, NULL, stream);
+}
+SIM_EXPORT CUresult cuMemAllocFromPoolAsync(CUdeviceptr *address, size_t bytes, CUmemoryPool pool, CUstream stream) {
+  return pool ? from_pool(address, bytes, pool, stream) : CUDA_ERROR_INVALID_VALUE;
+}
+SIM_EXPORT CUresult cuMemAllocFromPoolAsync_ptsz(CUdeviceptr *address, size_t bytes, CUmemoryPool pool,
+                                                 CUstream stream) {
+  return cuMemAllocFromPoolAsync(address, bytes, pool, stream);
+}
+SIM_EXPORT CUresult cuMemFreeAsync(CUdeviceptr address, CUstream stream) {
+  return sim_capture_of(stream) ? CUDA_SUCCESS : free_any(address);
+}
+SIM_EXPORT CUresult cuMemFreeAsync_ptsz(CUdeviceptr address, CUstream stream) {
+  return cuMemFreeAsync(address, stream);
+}
+
+SIM_EXPORT CUresult cuDeviceGetDefaultMemPool(CUmemoryPool *pool, CUdevice device) {
+  CUresult result = sim_initialised();
+  if (result) return result;
+  if (device < 0 || (uint32_t)device >= sim->device_count) return CUDA_ERROR_INVALID_DEVICE;
+  pool_of((uint32_t)device);
+  *pool = &default_pools[device];
+  return CUDA_SUCCESS;
+}
+
+SIM_EXPORT CUresult cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice device) {
+  CUresult result = cuDeviceGetDefaultMemPool(pool, device);
+  if (!result) *pool = current_pools[device];
+  return result;
+}
+
+SIM_EXPORT CUresult cuDeviceSetMemPool(CUdevice device, CUmemoryPool pool) {
+  CUmemoryPool ignored;
+  CUresult result = cuDeviceGetDefaultMemPool(&ignored, device);
+  if (!result) current_pools[device] = pool;
+  return result;
+}
+
+SIM_EXPORT CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *properties) {
+  CUresult result = sim_initialised();
+  if (result) return result;
+  if (properties->location.type != CU_MEM_LOCATION_TYPE_DEVICE || properties->location.id < 0 ||
+      (uint32_t)properties->location.id >= sim->device_count)
+    return CUDA_ERROR_INVALID_VALUE;
+  CUmemoryPool made = calloc(1, sizeof *made);
+  if (!made) return CUDA_ERROR_OUT_OF_MEMORY;
+  made->device = (uint32_t)properties->location.id;
+  pthread_mutex_init(&made->lock, NULL);
+  *pool = made;
+  return CUDA_SUCCESS;
+}
+
+SIM_EXPORT CUresult cuMemPoolDestroy(CUmemoryPool pool) {
+  CUresult result = sim_initialised();
+  if (!result) return_to_pool(pool, 0, 0);
+  return result; /* the record stays for allocations that still name it */
+}
+
+SIM_EXPORT CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t keep) {
+  CUresult result = sim_initialised();
+  if (!result) return_to_pool(pool, 0, keep);
+  return result;
+}
+
+SIM_EXPORT CUresult cuMemPoolSetAttribute(CUmemoryPool pool, int attribute, void *value) {
+  CUresult result = sim_initialised();
+  if (!result && attribute == CU_MEMPOOL_ATTR_RELEASE_THRESHOLD) pool->threshold = *(uint64_t *)value;
+  return result;
+}
+
+SIM_EXPORT CUresult cuMemPoolGetAttribute(CUmemoryPool pool, int attribute, void *value) {
+  CUresult result = sim_initialised();
+  if (result) return result;
+  const uint64_t values[] = {pool->threshold, pool->reserved, pool->reserved_high, pool->used, pool->used_high};
+  if (attribute < CU_MEMPOOL_ATTR_RELEASE_THRESHOLD || attribute > CU_MEMPOOL_ATTR_USED_MEM_HIGH)
+    return CUDA_ERROR_NOT_SUPPORTED;
+  *(uint64_t *)value = values[attribute - CU_MEMPOOL_ATTR_RELEASE_THRESHOLD];
+  return CUDA_SUCCESS;
+}
+
+SIM_EXPORT CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
+  CUresult result = sim_check();
+  if (result) return result;
+  sim_lock();
+  const struct sim_device *card = &sim->devices[sim_current()->device];
+  *free_bytes = card->memory_bytes - card->used_bytes;
+  *total_bytes = card->memory_bytes;
+  sim_unlock();
+  return CUDA_SUCCESS;
+}
+
+/* --- Virtual memory management: physical handles apart from addresses --- */
+
+#define GRANULARITY (2ull << 20)
+
+SIM_EXPORT CUresult cuMemGetAllocationGranularity(size_t *bytes, const CUmemAllocationProp *properties, int option) {
+  (void)properties, (void)option;
+  *bytes = GRANULARITY;
+  return CUDA_SUCCESS;
+}
+
+SIM_EXPORT CUresult cuMemAddressReserve(CUdeviceptr *address, size_t bytes, size_t alignment, CUdeviceptr hint,
+                                        unsigned long long flags) {
+  (void)alignment, (void)hint, (void)flags;
+  CUresult result = sim_initialised();
+  if (result) return result;
+  if (!bytes || bytes % GRANULARITY) return CUDA_ERROR_INVALID_VALUE;
+  void *memory = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
+  *address = (CUdeviceptr)(uintptr_t)memory;
+  return CUDA_SUCCESS;
+}
+
+SIM_EXPORT CUresult cuMemAddressFree(CUdeviceptr address, size_t bytes) {
+  CUresult result = sim_initialised();
+  if (!result) munmap((void *)(uintptr_t)address, bytes);
+  return result;
+}
+
+SIM_EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
+                                const CUmemAllocationProp *properties, unsigned long long flags) {
+  static _Atomic uint64_t next = 1;
+  (void)flags;
+  CUresult result = sim_initialised();
+  if (result) return result;
+  bool on_device = properties->location.type == CU_MEM_LOCATION_TYPE_DEVICE;
+  if (!bytes || bytes % GRANULARITY) return CUDA_ERROR_INVALID_VALUE;
+  if (on_device && (properties->location.id < 0 || (uint32_t)properties->location.id >= sim->device_count))
+    return CUDA_ERROR_INVALID_DEVICE;
+  uint32_t device = on_device ? (uint32_t)properties->location.id : SIM_NONE;
+  if (on_device && (result = sim_charge(device, bytes))) return result;
+  int file = memfd_create("device-memory", MFD_CLOEXEC);
+  struct tf_entry entry = {.key = 0x5000000000000000ull + atomic_fetch_add(&next, 1), .bytes = bytes,
+                           .kind = PHYSICAL, .device = device, .owner = (uint64_t)file, .handles = 1};
+  if (file < 0 || ftruncate(file, (off_t)bytes) || !tf_table_put(&table, &entry)) {
+    if (file >= 0) close(file);
+    if (on_device) sim_uncharge(device, bytes);
+    return CUDA_ERROR_OUT_OF_MEMORY;
+  }
+  *handle = entry.key;
+  return CUDA_SUCCESS;
+}
+
+struct reference {
+  int handles, mappings;
+  bool refused;
+  struct tf_entry after;
+};
+
+static bool refer(struct tf_entry *entry, void *context) {
+  struct reference *change = context;
+  change->refused = entry->kind != PHYSICAL || (change->handles < 0 && !entry->handles);
+  if (change->refused) return false;
+  entry->handles = (uint32_t)((int)entry->handles + change->handles);
+  entry->mappings = (uint32_t)((int)entry->mappings + change->mappings);
+  change->after = *entry;
+  return !entry->handles && !entry->mappings;
+}
+
+static CUresult change_references(uint64_t handle, int handles, int mappings, struct tf_entry *after) {
+  struct reference change = {.handles = handles, .mappings = mappings};
+  if (!tf_table_change(&table, handle, refer, &change) || change.refused) return CUDA_ERROR_INVALID_VALUE;
+  if (!change.after.handles && !change.after.mappings) {
+    close((int)change.after.owner);
+    if (change.after.device != SIM_NONE) sim_uncharge(change.after.device, change.after.bytes);
+  }
+  if (after) *after = change.after;
+  return CUDA_SUCCESS;
+}
+
+SIM_EXPORT CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
+  CUresult result = sim_initialised();
+  return result ? result : change_references(handle, -1, 0, NULL);
+}
+
+SIM_EXPORT CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void *address) {
+  CUresult result = sim_initialised();
+  struct tf_entry mapping;
+  if (result) return result;
+  if (!tf_table_get(&table, (uint64_t)(uintptr_t)address, &mapping) || mapping.kind != MAPPED)
+    return CUDA_ERROR_INVALID_VALUE;
+  *handle = mapping.owner;
+  return change_references(mapping.owner, 1, 0, NULL);
+}
+
+SIM_EXPORT CUresult cuMemMap(CUdeviceptr address, size_t bytes, size_t offset, CUmemGenericAllocationHandle handle,
+                             unsigned long long flags) {
+  struct tf_entry physical, mapping = {.key = address, .bytes = bytes, .kind = MAPPED, .owner = handle};
+  CUresult result = sim_initialised();
+  if (result) return result;
+  if (flags || !bytes || bytes % GRANULARITY) return CUDA_ERROR_INVALID_VALUE;
+  if ((result = change_references(handle, 0, 1, &physical))) return result;
+  int file = (int)physical.owner;
+  void *wanted = (void *)(uintptr_t)address;
+  if (offset + bytes > physical.bytes || tf_table_get(&table, address, NULL) ||
+      mmap(wanted, bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, file, (off_t)offset) == MAP_FAILED ||
+      !tf_table_put(&table, &mapping)) {
+    change_references(handle, 0, -1, NULL);
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  return CUDA_SUCCESS;
+}
+
+SIM_EXPORT CUresult cuMemSetAccess(CUdeviceptr address, size_t bytes, const CUmemAccessDesc *access, size_t count) {
+  CUresult result = sim_initialised();
+  if (result) return result;
+  int protection = count && access->flags == 3 ? PROT_READ | PROT_WRITE : count && access->flags == 1 ? PROT_READ : 0;
+  return mprotect((void *)(uintptr_t)address, bytes, protection) ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+}
+
+struct range {
+  uint64_t from, to;
+};
+
+static bool inside(const struct tf_entry *entry, void *context) {
+  const struct range *range = context;
+  return entry->kind == MAPPED && entry->key >= range->from && entry->key < range->to;
+}
+
+SIM_EXPORT CUresult cuMemUnmap(CUdeviceptr address, size_t bytes) {
+  CUresult result = sim_initialised();
+  if (result) return result;
+  struct range range = {address, address + bytes};
+  struct tf_entry mapping;
+  bool any = false;
+  while (tf_table_take_match(&table, inside, &range, &mapping)) {
+    any = true;
+    mmap((void *)(uintptr_t)mapping.key, mapping.bytes, PROT_NONE,
+         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    change_references(mapping.owner, 0, -1, NULL);
+  }
+  return any ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+/* --- Arrays --- */
+
+static CUresult make_array(void **array, uint64_t bytes) {
+  CUdeviceptr address;
+  CUresult result = allocate(&address, bytes, ARRAY);
+  if (!result) *array = (void *)(uintptr_t)address;
+  return result;
+}
+
+static CUresult drop_array(void *array) {
+  CUresult result = sim_check();
+  struct tf_entry entry;
+  if (result) return result;
+  uint64_t key = (uint64_t)(uintptr_t)array;
+  if (!tf_table_get(&table, key, &entry) || entry.kind != ARRAY || !tf_table_take(&table, key, &entry))
+    return CUDA_ERROR_INVALID_HANDLE;
+  munmap(array, entry.bytes);
+  sim_uncharge(entry.device, entry.bytes);
+  return CUDA_SUCCESS;
+}
+
+SIM_EXPORT CUresult cuArrayCreate_v2(CUarray *array, const CUDA_ARRAY_DESCRIPTOR *shape) {
+  CUDA_ARRAY3D_DESCRIPTOR full = {.Width = shape->Width, .Height = shape->Height, .Format = shape->Format,
+                                  .NumChannels = shape->NumChannels};
+  return make_array((void **)array, tf_array_bytes(&full, 0));
+}
+SIM_EXPORT CUresult cuArray3DCreate_v2(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR *shape) {
+  return make_array((void **)array, tf_array_bytes(shape, 0));
+}
+SIM_EXPORT CUresult cuArrayDestroy(CUarray array) { return drop_array(array); }
+SIM_EXPORT CUresult cuMipmappedArrayCreate(CUmipmappedArray *array, const CUDA_ARRAY3D_DESCRIPTOR *shape,
+                                           unsigned levels) {
+  return make_array((void **)array, tf_mipmap_bytes(shape, levels));
+}
+SIM_EXPORT CUresult cuMipmappedArrayDestroy(CUmipmappedArray array) { return drop_array(array); }

@@ -1,0 +1,270 @@
+/* The management library on the same machine state. It never registers as a process of the device. */
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "sim.h"
+#include "tf_nvml.h"
+
+#define CARD(device) (&sim->devices[(uintptr_t)(device) - 1])
+#define MILLIWATTS_IDLE 60000u
+#define MILLIWATTS_BUSY 340000u
+
+static _Atomic int users;
+
+static bool bad(nvmlDevice_t device) { return !device || (uintptr_t)device > sim->device_count; }
+
+#define CHECK(device)                                        \
+  if (!users) return NVML_ERROR_UNINITIALIZED;               \
+  if (bad(device)) return NVML_ERROR_INVALID_ARGUMENT;       \
+  if (CARD(device)->lost) return NVML_ERROR_GPU_IS_LOST
+
+SIM_EXPORT nvmlReturn_t nvmlInitWithFlags(unsigned flags) {
+  (void)flags;
+  if (sim_open(NULL)) return NVML_ERROR_DRIVER_NOT_LOADED;
+  users++;
+  return NVML_SUCCESS;
+}
+SIM_EXPORT nvmlReturn_t nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
+SIM_EXPORT nvmlReturn_t nvmlInit(void) { return nvmlInitWithFlags(0); }
+SIM_EXPORT nvmlReturn_t nvmlShutdown(void) {
+  if (!users) return NVML_ERROR_UNINITIALIZED;
+  users--;
+  return NVML_SUCCESS;
+}
+
+SIM_EXPORT const char *nvmlErrorString(nvmlReturn_t code) {
+  switch (code) {
+    case NVML_SUCCESS: return "The operation was successful";
+    case NVML_ERROR_UNINITIALIZED: return "Library was not first initialized";
+    case NVML_ERROR_INVALID_ARGUMENT: return "An argument is invalid";
+    case NVML_ERROR_NOT_SUPPORTED: return "The operation is not supported";
+    case NVML_ERROR_NOT_FOUND: return "The query found nothing";
+    case NVML_ERROR_INSUFFICIENT_SIZE: return "The buffer is too small";
+    case NVML_ERROR_DRIVER_NOT_LOADED: return "The driver is not loaded";
+    case NVML_ERROR_GPU_IS_LOST: return "The device is lost";
+    default: return "Unknown error";
+  }
+}
+
+static nvmlReturn_t write_text(char *text, unsigned length, const char *value) {
+  if (!text || strlen(value) >= length) return NVML_ERROR_INSUFFICIENT_SIZE;
+  strcpy(text, value);
+  return NVML_SUCCESS;
+}
+
+SIM_EXPORT nvmlReturn_t nvmlSystemGetDriverVersion(char *text, unsigned length) {
+  return users ? write_text(text, length, sim->driver_version) : NVML_ERROR_UNINITIALIZED;
+}
+SIM_EXPORT nvmlReturn_t nvmlSystemGetCudaDriverVersion(int *version) {
+  if (!users) return NVML_ERROR_UNINITIALIZED;
+  *version = (int)sim->cuda_version;
+  return NVML_SUCCESS;
+}
+SIM_EXPORT nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int *version) {
+  return nvmlSystemGetCudaDriverVersion(version);
+}
+
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetCount_v2(unsigned *count) {
+  if (!users) return NVML_ERROR_UNINITIALIZED;
+  *count = sim->device_count;
+  return NVML_SUCCESS;
+}
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetCount(unsigned *count) { return nvmlDeviceGetCount_v2(count); }
+
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned index, nvmlDevice_t *device) {
+  if (!users) return NVML_ERROR_UNINITIALIZED;
+  if (index >= sim->device_count) return NVML_ERROR_INVALID_ARGUMENT;
+  *device = (nvmlDevice_t)(uintptr_t)(index + 1);
+  return NVML_SUCCESS;
+}
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned index, nvmlDevice_t *device) {
+  return nvmlDeviceGetHandleByIndex_v2(index, device);
+}
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
+  if (!users) return NVML_ERROR_UNINITIALIZED;
+  for (unsigned i = 0; i < sim->device_count; i++)
+    if (!strcmp(sim->devices[i].uuid, uuid)) return nvmlDeviceGetHandleByIndex_v2(i, device);
+  return NVML_ERROR_NOT_FOUND;
+}
+
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *text, unsigned length) {
+  CHECK(device);
+  return write_text(text, length, CARD(device)->name);
+}
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *text, unsigned length) {
+  CHECK(device);
+  return write_text(text, length, CARD(device)->uuid);
+}
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned *index) {
+  CHECK(device);
+  *index = (unsigned)(uintptr_t)device - 1;
+  return NVML_SUCCESS;
+}
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t device, unsigned *number) {
+  return nvmlDeviceGetIndex(device, number);
+}
+
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t *info) {
+  CHECK(device);
+  unsigned bus = (unsigned)(uintptr_t)device - 1;
+  memset(info, 0, sizeof *info);
+  info->bus = bus;
+  snprintf(info->busId, sizeof info->busId, "00000000:%02X:00.0", bus);
+  snprintf(info->busIdLegacy, sizeof info->busIdLegacy, "0000:%02X:00.0", bus);
+  return NVML_SUCCESS;
+}
+
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory) {
+  CHECK(device);
+  sim_lock();
+  sim_reclaim_dead();
+  memory->total = CARD(device)->memory_bytes;
+  memory->used = CARD(device)->used_bytes;
+  sim_unlock();
+  memory->free = memory->total - memory->used;
+  return NVML_SUCCESS;
+}
+
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t *memory) {
+  nvmlMemory_t simple;
+  nvmlReturn_t result = nvmlDeviceGetMemoryInfo(device, &simple);
+  if (result) return result;
+  memory->total = simple.total;
+  memory->used = simple.used;
+  memory->free = simple.free;
+  memory->reserved = 0;
+  return NVML_SUCCESS;
+}
+
+/* Lock held. The end of the last whole sample period: what is newer is not reported yet. */
+static uint64_t sampled_until(void) {
+  uint64_t now = sim_now();
+  sim_advance(now);
+  return now / sim->sample_period_ns * sim->sample_period_ns;
+}
+
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t *rates) {
+  CHECK(device);
+  sim_lock();
+  uint64_t end = sampled_until();
+  rates->gpu = sim_bin_percent(&CARD(device)->bins, end - sim->sample_period_ns, end);
+  sim_unlock();
+  rates->memory = rates->gpu / 2;
+  return NVML_SUCCESS;
+}
+
+/* One row per process that was busy since `since` (microseconds), averaged over that time, at most a second. */
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtilizationSample_t *samples,
+                                                        unsigned *count, unsigned long long since) {
+  CHECK(device);
+  if (!samples) {
+    *count = SIM_PROCESSES;
+    return NVML_ERROR_INSUFFICIENT_SIZE;
+  }
+  sim_lock();
+  uint64_t end = sampled_until(), start = since * 1000;
+  if (start + 1000000000ull < end) start = end - 1000000000ull;
+  unsigned found = 0;
+  for (uint32_t i = 0; start < end && i < sim->process_high && found < *count; i++) {
+    const struct sim_process *process = &sim->processes[i];
+    if (!process->alive) continue;
+    uint32_t percent = sim_bin_percent(&process->device[(uintptr_t)device - 1].bins, start, end);
+    if (!percent) continue;
+    samples[found++] = (nvmlProcessUtilizationSample_t){.pid = process->pid, .timeStamp = end / 1000, .smUtil = percent};
+  }
+  sim_unlock();
+  *count = found;
+  return found ? NVML_SUCCESS : NVML_ERROR_NOT_FOUND;
+}
+
+/* The layouts of the three versions differ: the newer ones carry two instance numbers. */
+static nvmlReturn_t processes(nvmlDevice_t device, unsigned *count, void *rows, bool long_rows) {
+  CHECK(device);
+  nvmlReturn_t result = NVML_SUCCESS;
+  unsigned room = rows ? *count : 0, found = 0;
+  sim_lock();
+  sim_reclaim_dead();
+  for (uint32_t i = 0; i < sim->process_high; i++) {
+    const struct sim_process *process = &sim->processes[i];
+    const struct sim_process_device *use = &process->device[(uintptr_t)device - 1];
+    if (!process->alive || !use->contexts) continue;
+    if (found < room && long_rows)
+      ((nvmlProcessInfo_v2_t *)rows)[found] = (nvmlProcessInfo_v2_t){process->pid, use->used_bytes, ~0u, ~0u};
+    else if (found < room)
+      ((nvmlProcessInfo_v1_t *)rows)[found] = (nvmlProcessInfo_v1_t){process->pid, use->used_bytes};
+    found++;
+  }
+  sim_unlock();
+  if (found > room) result = NVML_ERROR_INSUFFICIENT_SIZE;
+  *count = found;
+  return result;
+}
+
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsigned *count, void *rows) {
+  return processes(device, count, rows, false);
+}
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v2(nvmlDevice_t device, unsigned *count, void *rows) {
+  return processes(device, count, rows, true);
+}
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned *count, void *rows) {
+  return processes(device, count, rows, true);
+}
+static nvmlReturn_t no_processes(nvmlDevice_t device, unsigned *count) {
+  CHECK(device);
+  *count = 0;
+  return NVML_SUCCESS;
+}
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses(nvmlDevice_t device, unsigned *count, void *rows) {
+  (void)rows;
+  return no_processes(device, count);
+}
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v2(nvmlDevice_t device, unsigned *count, void *rows) {
+  (void)rows;
+  return no_processes(device, count);
+}
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned *count, void *rows) {
+  (void)rows;
+  return no_processes(device, count);
+}
+
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned *milliwatts) {
+  nvmlUtilization_t rates;
+  nvmlReturn_t result = nvmlDeviceGetUtilizationRates(device, &rates);
+  if (!result) *milliwatts = MILLIWATTS_IDLE + rates.gpu * (MILLIWATTS_BUSY - MILLIWATTS_IDLE) / 100;
+  return result;
+}
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, unsigned long long *millijoules) {
+  CHECK(device);
+  sim_lock();
+  uint64_t now = sim_now();
+  sim_advance(now);
+  *millijoules = (unsigned long long)((double)now / 1e9 * MILLIWATTS_IDLE +
+                                      (double)CARD(device)->busy_ns / 1e9 * (MILLIWATTS_BUSY - MILLIWATTS_IDLE));
+  sim_unlock();
+  return NVML_SUCCESS;
+}
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, int sensor, unsigned *celsius) {
+  if (sensor) return NVML_ERROR_INVALID_ARGUMENT;
+  nvmlUtilization_t rates;
+  nvmlReturn_t result = nvmlDeviceGetUtilizationRates(device, &rates);
+  if (!result) *celsius = 35 + rates.gpu * 40 / 100;
+  return result;
+}
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetClockInfo(nvmlDevice_t device, int kind, unsigned *mhz) {
+  CHECK(device);
+  if (kind < 0 || kind > 3) return NVML_ERROR_INVALID_ARGUMENT;
+  *mhz = CARD(device)->clock_mhz;
+  return NVML_SUCCESS;
+}
+
+#define NOT_SUPPORTED(name)                         \
+  SIM_EXPORT nvmlReturn_t name(nvmlDevice_t device) { \
+    CHECK(device);                                  \
+    return NVML_ERROR_NOT_SUPPORTED;                \
+  }
+NOT_SUPPORTED(nvmlDeviceGetMigMode)
+NOT_SUPPORTED(nvmlDeviceGetNvLinkState)
+NOT_SUPPORTED(nvmlDeviceGetNvLinkVersion)
+NOT_SUPPORTED(nvmlDeviceGetNvLinkRemotePciInfo_v2)
+NOT_SUPPORTED(nvmlDeviceGetNvLinkRemoteDeviceType)

@@ -1,0 +1,187 @@
+/* Shared state of the simulated machine and the functions its parts offer each other. */
+#ifndef TF_SIM_H
+#define TF_SIM_H
+
+#include <pthread.h>
+#include <stddef.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "tf_cuda.h"
+
+#define SIM_EXPORT __attribute__((visibility("default")))
+#define SIM_MAGIC 0x54465349u
+#define SIM_VERSION 3u
+#define SIM_DEVICES 8u
+#define SIM_PROCESSES 512u
+#define SIM_STREAMS 2048u
+#define SIM_QUEUE 1024u
+#define SIM_EVENTS 65536u
+#define SIM_RUNNING 256u
+#define SIM_WAITERS 1024u
+#define SIM_BINS 4096u
+#define SIM_BIN_NS 10000000ull
+#define SIM_NONE 0xffffffffu
+#define SIM_FOREVER UINT64_MAX
+
+enum sim_command_kind { SIM_KERNEL = 1, SIM_COPY, SIM_RECORD, SIM_WAIT };
+
+/* One entry of a stream's queue. */
+struct sim_command {
+  uint8_t kind, engine;
+  uint16_t unused;
+  uint32_t sms;
+  uint64_t duration_ns;
+  uint32_t event, generation;
+};
+
+struct sim_stream {
+  uint32_t in_use, process, device, running, active;
+  uint64_t head, tail;      /* commands finished, commands enqueued */
+  uint64_t done_ns, sent_ns; /* durations finished, durations enqueued */
+  uint64_t started_ns;      /* start of the running command */
+  struct sim_command queue[SIM_QUEUE];
+};
+
+struct sim_event {
+  uint32_t in_use, process;
+  uint32_t recorded, done; /* generations */
+  uint32_t stream, unused;
+  uint64_t sent_ns; /* the stream's sent_ns when recorded: how much work is ahead */
+  uint64_t time_ns;
+};
+
+/* Busy time in bins of 10 ms: the truth that tests read and that the NVML samples are cut from. */
+struct sim_bins {
+  uint64_t last_bin;
+  uint32_t busy_ns[SIM_BINS];
+};
+
+struct sim_process_device {
+  uint64_t used_bytes, contexts, busy_ns, sm_ns, service, kernels;
+  uint32_t running, queued;
+  struct sim_bins bins;
+};
+
+struct sim_process {
+  uint32_t pid, alive;
+  uint64_t start_ticks;
+  struct sim_process_device device[SIM_DEVICES];
+};
+
+struct sim_running {
+  uint32_t stream, sms;
+  uint64_t finish_ns;
+};
+
+struct sim_device {
+  char name[96], uuid[48];
+  uint64_t memory_bytes, used_bytes, context_bytes, accounted_ns, busy_ns, sm_ns, bytes_per_second;
+  uint32_t sms, threads_per_sm, clock_mhz, major, minor, free_sms, running_count, active_count;
+  uint32_t engine_busy[2];
+  uint32_t lost, unused;
+  struct sim_running running[SIM_RUNNING];
+  uint32_t active[SIM_STREAMS];
+  struct sim_bins bins;
+};
+
+enum sim_waiter_state { SIM_FREE = 0, SIM_ACTIVE, SIM_WAITING, SIM_DETACHED };
+
+/* A thread that takes part in virtual time. */
+struct sim_waiter {
+  uint32_t state, pid;
+  uint64_t wake_ns;
+  _Atomic uint32_t signal;
+};
+
+struct sim_state {
+  _Atomic uint32_t ready;
+  uint32_t version, virtual_time, device_count, cuda_version, expected_waiters, joined_waiters;
+  char driver_version[32];
+  uint32_t stream_hint, event_hint, waiter_high, process_high;
+  uint64_t sample_period_ns;
+  _Atomic uint64_t virtual_now_ns;
+  pthread_mutex_t lock;
+  struct sim_waiter waiters[SIM_WAITERS];
+  struct sim_device devices[SIM_DEVICES];
+  struct sim_event events[SIM_EVENTS];
+  struct sim_process processes[SIM_PROCESSES];
+  struct sim_stream streams[SIM_STREAMS];
+};
+
+extern struct sim_state *sim;
+extern bool sim_forked; /* this process is a child of one that used the driver, and cannot */
+
+/* state.c */
+int sim_open(const char *path);
+bool sim_ready(void);
+void sim_lock(void);
+void sim_unlock(void);
+uint32_t sim_self(void);          /* slot of this process, claimed at first use; lock held */
+void sim_reclaim_dead(void);      /* lock held */
+uint64_t sim_process_start(uint32_t pid); /* 0: no such process or a zombie */
+
+/* clock.c */
+uint64_t sim_now(void);
+void sim_wait_until(uint64_t when_ns);
+void sim_clock_enter(void);
+void sim_clock_forget_process(uint32_t pid); /* lock held */
+void sim_clock_after_fork(void);
+
+/* timeline.c; all with the lock held */
+void sim_advance(uint64_t now_ns);
+bool sim_push(uint32_t stream, const struct sim_command *command, uint64_t now_ns);
+uint64_t sim_stream_bound(const struct sim_stream *stream, uint64_t target_ns, uint64_t now_ns);
+void sim_stream_drop(uint32_t stream, uint64_t now_ns);
+uint32_t sim_stream_new(uint32_t device);
+uint32_t sim_event_new(void);
+void sim_event_finish(uint32_t event, uint32_t generation, uint64_t now_ns);
+uint32_t sim_bin_percent(const struct sim_bins *bins, uint64_t from_ns, uint64_t to_ns);
+
+/* context.c */
+struct CUctx_st {
+  uint32_t device, references, default_stream, alive;
+};
+CUcontext sim_current(void);
+CUresult sim_check(void); /* initialised, a current context, no sticky error */
+CUresult sim_initialised(void);
+uint32_t sim_resolve_stream(CUstream stream, bool per_thread);
+void sim_stick(CUresult error); /* every later call fails with it */
+
+/* memory.c */
+CUresult sim_charge(uint32_t device, uint64_t bytes);
+void sim_uncharge(uint32_t device, uint64_t bytes);
+void *sim_backing(uint64_t bytes);
+void sim_memory_forget(CUcontext context); /* with a context goes what was allocated in it */
+
+/* stream.c */
+struct CUstream_st {
+  uint32_t slot, device;
+  struct CUgraph_st *capture;
+};
+CUresult sim_enqueue(uint32_t stream, struct sim_command command); /* waits while the queue is full */
+void sim_stream_wait(uint32_t stream);
+struct CUgraph_st *sim_capture_of(CUstream stream);
+
+/* module.c */
+#define SIM_PARAMETERS 4u
+struct CUfunc_st {
+  char name[64];
+  uint64_t fixed_ns;
+  int kind;
+};
+struct sim_launch {
+  CUfunction function;
+  uint64_t blocks;
+  uint64_t parameters[SIM_PARAMETERS];
+};
+CUresult sim_prepare(struct sim_launch *launch, CUfunction function, uint64_t blocks, void **parameters);
+CUresult sim_run(const struct sim_launch *launch, uint32_t stream);
+
+/* graph.c */
+struct CUgraph_st *sim_graph_new(void);
+CUresult sim_graph_kernel(struct CUgraph_st *graph, const struct sim_launch *launch);
+CUresult sim_graph_memory(struct CUgraph_st *graph, uint64_t bytes, CUdeviceptr *address);
+
+#endif

@@ -1,0 +1,227 @@
+/* The machine's state file: opening, first initialisation, process slots, reclaiming what the dead left. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "sim.h"
+
+struct sim_state *sim;
+static uint32_t self_slot = SIM_NONE;
+static uint32_t self_pid;
+static pthread_mutex_t open_guard = PTHREAD_MUTEX_INITIALIZER;
+
+static void device_defaults(struct sim_device *device, uint32_t index) {
+  snprintf(device->name, sizeof device->name, "NVIDIA A100-SXM4-40GB");
+  snprintf(device->uuid, sizeof device->uuid, "GPU-00000000-0000-0000-0000-%012u", index);
+  device->memory_bytes = 16ull << 30;
+  device->sms = 108;
+  device->threads_per_sm = 2048;
+  device->clock_mhz = 1410;
+  device->major = 8;
+  device->context_bytes = 300ull << 20;
+  device->bytes_per_second = 24000000000ull;
+}
+
+static void set_device(struct sim_device *device, const char *key, const char *value) {
+  uint64_t number = strtoull(value, NULL, 10);
+  if (!strcmp(key, "name")) snprintf(device->name, sizeof device->name, "%s", value);
+  else if (!strcmp(key, "uuid")) snprintf(device->uuid, sizeof device->uuid, "%s", value);
+  else if (!strcmp(key, "memory_bytes")) device->memory_bytes = number;
+  else if (!strcmp(key, "context_bytes")) device->context_bytes = number;
+  else if (!strcmp(key, "sms")) device->sms = (uint32_t)number;
+  else if (!strcmp(key, "threads_per_sm")) device->threads_per_sm = (uint32_t)number;
+  else if (!strcmp(key, "clock_mhz")) device->clock_mhz = (uint32_t)number;
+  else if (!strcmp(key, "major")) device->major = (uint32_t)number;
+  else if (!strcmp(key, "minor")) device->minor = (uint32_t)number;
+  else if (!strcmp(key, "copy_bytes_per_second")) device->bytes_per_second = number;
+}
+
+static void set_machine(struct sim_state *state, const char *key, const char *value) {
+  uint64_t number = strtoull(value, NULL, 10);
+  if (!strcmp(key, "virtual_time")) state->virtual_time = (uint32_t)number;
+  else if (!strcmp(key, "cuda_version")) state->cuda_version = (uint32_t)number;
+  else if (!strcmp(key, "expected_waiters")) state->expected_waiters = (uint32_t)number;
+  else if (!strcmp(key, "sample_period_ms")) state->sample_period_ns = number * 1000000ull;
+  else if (!strcmp(key, "driver_version"))
+    snprintf(state->driver_version, sizeof state->driver_version, "%s", value);
+}
+
+/* The configuration is lines of `key=value`; a line `[device]` opens the next device. */
+static void read_config(struct sim_state *state, const char *path) {
+  FILE *file = path ? fopen(path, "re") : NULL;
+  char line[512];
+  while (file && fgets(line, sizeof line, file)) {
+    line[strcspn(line, "\r\n")] = 0;
+    char *equals = strchr(line, '=');
+    if (!strcmp(line, "[device]")) {
+      if (state->device_count == SIM_DEVICES) break;
+      device_defaults(&state->devices[state->device_count], state->device_count);
+      state->device_count++;
+    } else if (equals) {
+      *equals = 0;
+      if (state->device_count) set_device(&state->devices[state->device_count - 1], line, equals + 1);
+      else set_machine(state, line, equals + 1);
+    }
+  }
+  if (file) fclose(file);
+  if (!state->device_count) device_defaults(&state->devices[state->device_count++], 0);
+}
+
+static void first_time(struct sim_state *state, const char *config) {
+  pthread_mutexattr_t attributes;
+  pthread_mutexattr_init(&attributes);
+  pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
+  pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
+  pthread_mutex_init(&state->lock, &attributes);
+  state->version = SIM_VERSION;
+  state->cuda_version = 12040;
+  state->sample_period_ns = 160000000ull;
+  snprintf(state->driver_version, sizeof state->driver_version, "550.54.15");
+  const char *mode = getenv("TF_SIM_TIME");
+  read_config(state, config);
+  if (mode) state->virtual_time = !strcmp(mode, "virtual");
+  atomic_store(&state->virtual_now_ns, 1000000000ull);
+  uint64_t now = 1000000000ull;
+  if (!state->virtual_time) {
+    struct timespec moment;
+    clock_gettime(CLOCK_MONOTONIC, &moment);
+    now = (uint64_t)moment.tv_sec * 1000000000ull + (uint64_t)moment.tv_nsec;
+  }
+  for (uint32_t i = 0; i < state->device_count; i++) {
+    state->devices[i].free_sms = state->devices[i].sms;
+    state->devices[i].accounted_ns = now;
+  }
+  atomic_store(&state->ready, SIM_MAGIC);
+}
+
+int sim_open(const char *path) {
+  pthread_mutex_lock(&open_guard);
+  int result = 0;
+  if (!sim) {
+    char fallback[64];
+    if (!path) path = getenv("TF_SIM_STATE");
+    if (!path) {
+      snprintf(fallback, sizeof fallback, "/tmp/tensorfusion-sim.%u", (unsigned)getuid());
+      path = fallback;
+    }
+    int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (file < 0 || flock(file, LOCK_EX) || ftruncate(file, (off_t)sizeof(struct sim_state))) {
+      fprintf(stderr, "simulated driver: cannot open state file %s: %s\n", path, strerror(errno));
+      result = -1;
+    } else {
+      void *memory = mmap(NULL, sizeof(struct sim_state), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+      if (memory == MAP_FAILED) result = -1;
+      else {
+        struct sim_state *state = memory;
+        if (atomic_load(&state->ready) != SIM_MAGIC) first_time(state, getenv("TF_SIM_CONFIG"));
+        if (state->version == SIM_VERSION) sim = state;
+        else result = -1;
+      }
+      flock(file, LOCK_UN);
+    }
+    if (file >= 0) close(file);
+  }
+  pthread_mutex_unlock(&open_guard);
+  return result;
+}
+
+bool sim_ready(void) { return sim != NULL; }
+
+void sim_lock(void) {
+  /* A process killed inside leaves at worst one half-done command; its slot is reclaimed as a whole later. */
+  if (pthread_mutex_lock(&sim->lock) == EOWNERDEAD) pthread_mutex_consistent(&sim->lock);
+}
+
+void sim_unlock(void) { pthread_mutex_unlock(&sim->lock); }
+
+uint64_t sim_process_start(uint32_t pid) {
+  char path[48], text[1024];
+  snprintf(path, sizeof path, "/proc/%u/stat", pid);
+  int file = open(path, O_RDONLY | O_CLOEXEC);
+  if (file < 0) return 0;
+  ssize_t length = read(file, text, sizeof text - 1);
+  close(file);
+  if (length <= 0) return 0;
+  text[length] = 0;
+  char *cursor = strrchr(text, ')');
+  if (!cursor || cursor[2] == 'Z' || cursor[2] == 'X') return 0;
+  cursor += 2;
+  for (int field = 3; field < 22 && cursor; field++) cursor = strchr(cursor + 1, ' ');
+  return cursor ? strtoull(cursor + 1, NULL, 10) : 0;
+}
+
+static void release_slot(uint32_t slot, uint64_t now) {
+  struct sim_process *process = &sim->processes[slot];
+  for (uint32_t i = 0; i < SIM_STREAMS; i++)
+    if (sim->streams[i].in_use && sim->streams[i].process == slot) sim_stream_drop(i, now);
+  for (uint32_t i = 0; i < SIM_EVENTS && i < sim->event_hint + 1; i++)
+    if (sim->events[i].in_use && sim->events[i].process == slot) sim->events[i].in_use = 0;
+  for (uint32_t d = 0; d < sim->device_count; d++) {
+    sim->devices[d].used_bytes -= process->device[d].used_bytes;
+    process->device[d].used_bytes = process->device[d].contexts = 0;
+  }
+  sim_clock_forget_process(process->pid);
+  process->alive = 0;
+}
+
+void sim_reclaim_dead(void) {
+  uint64_t now = sim_now();
+  sim_advance(now);
+  for (uint32_t i = 0; i < sim->process_high; i++) {
+    struct sim_process *process = &sim->processes[i];
+    if (process->alive && sim_process_start(process->pid) != process->start_ticks) release_slot(i, now);
+  }
+  for (uint32_t i = 0; i < sim->waiter_high; i++)
+    if (sim->waiters[i].state != SIM_FREE && kill((pid_t)sim->waiters[i].pid, 0) && errno == ESRCH)
+      sim_clock_forget_process(sim->waiters[i].pid);
+}
+
+static void leave(void) {
+  if (!sim || self_slot == SIM_NONE || self_pid != (uint32_t)getpid()) return;
+  sim_lock();
+  sim_advance(sim_now());
+  release_slot(self_slot, sim_now());
+  self_slot = SIM_NONE;
+  sim_unlock();
+}
+
+bool sim_forked;
+
+static void forked(void) {
+  self_slot = SIM_NONE;
+  sim_forked = true;
+  sim_clock_after_fork();
+}
+
+uint32_t sim_self(void) {
+  if (self_slot != SIM_NONE) return self_slot;
+  static bool registered;
+  if (!registered) {
+    registered = true;
+    atexit(leave);
+    pthread_atfork(NULL, NULL, forked);
+  }
+  uint32_t chosen = sim->process_high;
+  if (chosen == SIM_PROCESSES) {
+    sim_reclaim_dead();
+    for (chosen = 0; chosen < SIM_PROCESSES && sim->processes[chosen].alive;) chosen++;
+    if (chosen == SIM_PROCESSES) return SIM_NONE;
+  } else {
+    sim->process_high++;
+  }
+  struct sim_process *process = &sim->processes[chosen];
+  memset(process, 0, sizeof *process);
+  process->pid = self_pid = (uint32_t)getpid();
+  process->start_ticks = sim_process_start(process->pid);
+  process->alive = 1;
+  return self_slot = chosen;
+}

@@ -1,0 +1,50 @@
+"""The native part is built once per session; without a C compiler its tests are skipped with one line."""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "native" / "python"))
+
+TOOLS = ("cc", "cmake", "ninja")
+MISSING = [tool for tool in TOOLS if not shutil.which(tool)]
+
+
+def pytest_collection_modifyitems(items):
+    if MISSING:
+        skip = pytest.mark.skip(reason=f"the native part needs {', '.join(MISSING)}")
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def build():
+    folder = Path(os.environ.get("TENSORFUSION_NATIVE_BUILD", ROOT / "build" / "native-release"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        commands = [
+            ["cmake", "-S", str(ROOT / "native"), "-B", str(folder), "-G", "Ninja",
+             "-DCMAKE_BUILD_TYPE=Release"],
+            ["cmake", "--build", str(folder)],
+        ]  # fmt: skip
+        for command in commands:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture
+def machine(build, tmp_path):
+    from native.machine import Machine
+
+    machine = Machine(build, tmp_path).configure()
+    yield machine
+    machine.close()
