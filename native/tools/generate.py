@@ -77,7 +77,9 @@ def region_header() -> str:
     ]
     for name, constant in document["constants"].items():
         suffix = "ull" if constant["value"] > 0xFFFFFFFF else "u"
-        lines.append(f"#define TF_{name.upper()} {constant['value']}{suffix} /* {constant['doc']} */")
+        lines.append(
+            f"#define TF_{name.upper()} {constant['value']}{suffix} /* {constant['doc']} */"
+        )
     for struct in structs.values():
         lines.append(f"\n/* {struct.doc} */\nstruct tf_{struct.name} {{")
         for field in struct.fields:
@@ -193,7 +195,11 @@ def real_calls() -> str:
     lines += ["  REAL_COUNT", "};", ""]
     lines += [f"typedef CUresult call_{c['symbol']}({c['arguments']});" for c in used]
     lines += [f"typedef nvmlReturn_t call_{r['name']}({r['arguments']});" for r in managed]
-    lines += ["", "/* TF_REAL(symbol): every function above, for tables. */", "#define TF_REAL_ROWS(TF_REAL) \\"]
+    lines += [
+        "",
+        "/* TF_REAL(symbol): every function above, for tables. */",
+        "#define TF_REAL_ROWS(TF_REAL) \\",
+    ]
     lines += [f"  TF_REAL({name}) \\" for name in names]
     lines += ["", "/* TF_NVML_HOOK(symbol): what we intercept of the management library. */"]
     lines += ["#define TF_NVML_HOOKS(TF_NVML_HOOK) \\"]
@@ -222,7 +228,7 @@ def main() -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
     if stale and "--check" in sys.argv[1:]:
-        print("not up to date: " + ", ".join(stale), file=sys.stderr)
+        sys.stderr.write("not up to date: " + ", ".join(stale) + "\n")
         return 1
     return 0
 

@@ -1,6 +1,6 @@
 """What a tenant's process does in tests: a thin hand on the driver's functions. Runs in the child processes."""
 
-import ctypes as C
+import ctypes as C  # noqa: N812 - tests write many C types in one line
 import json
 import os
 import sys
@@ -110,7 +110,9 @@ class AllocNode(C.Structure):
 def create_physical(size, device=0):
     handle = C.c_uint64()
     wanted = Property(type=1, location=1, id=device)
-    return cuda.cuMemCreate(C.byref(handle), C.c_size_t(size), C.byref(wanted), C.c_ulonglong(0)), handle
+    return cuda.cuMemCreate(
+        C.byref(handle), C.c_size_t(size), C.byref(wanted), C.c_ulonglong(0)
+    ), handle
 
 
 def new_pool(device=0):
@@ -183,4 +185,10 @@ def address_of(symbol):
     return C.cast(symbol, C.c_void_p).value
 
 
-__all__ = [name for name in dir() if not name.startswith("_")] + ["C", "os", "sys", "threading", "time"]
+__all__ = [name for name in dir() if not name.startswith("_")] + [
+    "C",
+    "os",
+    "sys",
+    "threading",
+    "time",
+]

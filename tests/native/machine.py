@@ -79,7 +79,9 @@ class Machine:
         return process
 
     def python(self, code, **environment):
-        return self.start([sys.executable, "-c", "from native.actor import *\n" + code], **environment)
+        return self.start(
+            [sys.executable, "-c", "from native.actor import *\n" + code], **environment
+        )
 
 
 @dataclass

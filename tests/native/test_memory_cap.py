@@ -156,7 +156,9 @@ for line in sys.stdin: say(info=info(), code=alloc(512 * MIB)[0])
     tenant.communicate()
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(["retain", "map", "unmap", "release"])))
+@pytest.mark.parametrize(
+    "order", list(itertools.permutations(["retain", "map", "unmap", "release"]))
+)
 def test_physical_memory_is_counted_while_anything_refers_to_it(machine, order):
     """Whatever order is asked for, calls that the driver refuses change nothing, and all ends at zero."""
     seen = machine.worker(vram=2 * GIB).run(f"""

@@ -229,7 +229,9 @@ class WorkerRegion:
             ValueError: More devices than the layout has rows for.
         """
         if len(devices) > layout.DEVICES:
-            raise ValueError(f"worker {self.folder}: {len(devices)} devices, at most {layout.DEVICES}")
+            raise ValueError(
+                f"worker {self.folder}: {len(devices)} devices, at most {layout.DEVICES}"
+            )
         at = layout.LIMITS
         head = struct.pack("<IIII", len(devices), int(closed), int(heartbeat), 0)
         rows = b"".join(device.pack() for device in devices)
@@ -281,7 +283,9 @@ class WorkerRegion:
                     zip(
                         _CLASSES,
                         struct.unpack_from(
-                            f"<{len(_CLASSES)}Q", self._ledger, first + row * layout.DEVICE_USE_BYTES
+                            f"<{len(_CLASSES)}Q",
+                            self._ledger,
+                            first + row * layout.DEVICE_USE_BYTES,
                         ),
                         strict=True,
                     )

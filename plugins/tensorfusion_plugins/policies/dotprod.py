@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tensorfusion.model.demand import Shape
 from tensorfusion.model.rows import FleetStatistics, Ints, Rows
-from tensorfusion_plugins.policies.common import (
+from tensorfusion_plugins.policies.published import (
     GPU_TO_CPU,
     LARGEST_CPU_MILLI,
     BestFitCards,

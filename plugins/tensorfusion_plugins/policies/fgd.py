@@ -12,7 +12,7 @@ import numpy as np
 from tensorfusion.model.demand import Shape
 from tensorfusion.model.rows import FleetStatistics, Ints, Rows
 from tensorfusion.model.typical import MILLI_CARD
-from tensorfusion_plugins.policies.common import BestFitCards, fitting
+from tensorfusion_plugins.policies.published import BestFitCards, fitting
 
 _STEPS = np.array([MILLI_CARD * log(score / (100 - score)) for score in range(1, 100)])
 """Decrease in thousandths of a card from which on the score is 1, 2, ... 99."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT, Shape
 from tensorfusion.model.rows import FleetStatistics, Ints, Rows
-from tensorfusion_plugins.policies.common import LARGEST_GPU_MILLI, BestFitCards
+from tensorfusion_plugins.policies.published import LARGEST_GPU_MILLI, BestFitCards
 
 MIXED, FREE, SAME_AND_OTHERS, ONLY_SAME = 0, 25, 50, 75
 """What a node gets for the tasks it runs, beside up to 25 for being full."""

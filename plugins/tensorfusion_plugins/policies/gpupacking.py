@@ -7,7 +7,7 @@ import numpy as np
 from tensorfusion.model.demand import Shape
 from tensorfusion.model.rows import FleetStatistics, Ints, Rows
 from tensorfusion.model.typical import MILLI_CARD
-from tensorfusion_plugins.policies.common import BestFitCards, fitting
+from tensorfusion_plugins.policies.published import BestFitCards, fitting
 
 USED_CARD, IDLE_CARD, IDLE_NODE = 100, 50, 33
 """Best score by what has to be taken; the next one is the worst of its kind."""

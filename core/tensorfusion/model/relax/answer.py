@@ -1,6 +1,6 @@
 """The smallest changes that make a request fit: one kind alone, else two together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -22,6 +22,8 @@ _EMPTYING = ("evict", "add-node")
 _WORLD = ("worker-cap", "cordoned", "phase", "owner", *_EMPTYING)
 _UNBOUNDED = ("isolation", "dedicated", "gpu-count")
 """Request kinds that no single rule stands for; of a pair they are changed first."""
+_FIRST = (*_UNBOUNDED, "compute", "vram")
+"""Kinds that of a pair are changed first: a limit cannot go below its request."""
 
 
 def relax(engine: Engine, demand: Demand) -> Answer:
@@ -145,29 +147,34 @@ class _Relaxation:
     def _then(self, kind: str, step: Step) -> Step | None:
         """Solve the second kind of a pair after the first step."""
         shape = step.shape or self._shape
-        if step.kind == "quota":  # quotas do not count any more
-            return WorldChanges(self._refit(shape), self._engine.ledger).kinds[kind](0, None)
+        if step.kind == "quota":
+            violations = _remaining(self._violations, step)
+            changes = WorldChanges(self._refit(shape), self._engine.ledger, violations)
+            return changes.kinds[kind](0, None)
         return self._solve(kind, shape)
 
     def _first_steps(self, first: str, second: str) -> Iterator[Step]:
         """Yield smallest changes of one kind that suffice once the other kind is lifted."""
         if first == "quota":
-            yield quota_step(self._violations)
+            violations = self._violations
+            if second == "evict":  # what leaves makes room, up to the whole quota
+                violations = [_replace(v, used=0) for v in violations if v.requested > v.limit]
+            if violations:
+                yield quota_step(violations)
             return
         probe, lifted = self._probe(second, self._shape)
         changes = self._request(
             probe, any_quota=second in ("quota", "evict"), emptied=second in _EMPTYING
         )
-        if first == "isolation":
-            yield from changes.isolations()
-            return
-        step = changes.kinds[first](lifted)
-        if step is None or step.shape is None:
-            return
-        if second == "gpu-count":  # the probe asked for one
-            shape = _replace(step.shape, gpu_count=self._shape.gpu_count)
-            step = _replace(step, shape=shape)
-        yield step
+        steps = changes.isolations() if first == "isolation" else [changes.kinds[first](lifted)]
+        for step in steps:
+            if step is None or step.shape is None:
+                continue
+            if second == "gpu-count":  # the probe asked for one
+                shape = _replace(step.shape, gpu_count=self._shape.gpu_count)
+                yield _replace(step, shape=shape)
+            else:
+                yield step
 
     def _pair_of_world(self, first: str, second: str) -> tuple[Step, Step] | None:
         """Change two things about one node."""
@@ -226,7 +233,17 @@ class _Relaxation:
 
 def _in_order(a: str, b: str) -> tuple[str, str]:
     """Put the kind first that has to be changed first."""
-    ranks = {kind: rank for rank, kind in enumerate(_UNBOUNDED)}
-    ranks |= {"quota": 5, **{kind: 6 + rank for rank, kind in enumerate(_WORLD)}}
-    first, second = sorted((a, b), key=lambda kind: ranks.get(kind, 4))
+    others = len(_FIRST)
+    ranks = {kind: rank for rank, kind in enumerate(_FIRST)}
+    ranks |= {kind: others + 1 + rank for rank, kind in enumerate(("quota", *_WORLD))}
+    first, second = sorted((a, b), key=lambda kind: ranks.get(kind, others))
     return first, second
+
+
+def _remaining(violations: Sequence[Violation], step: Step) -> list[Violation]:
+    """Return what still violates quotas once a step has raised them."""
+    needed = {(item.quota, item.resource): item.needed for item in step.raises}
+    raised = [
+        _replace(v, limit=max(v.limit, needed.get((v.quota, v.resource), 0))) for v in violations
+    ]
+    return [v for v in raised if v.used + v.requested > v.limit]

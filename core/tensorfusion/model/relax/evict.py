@@ -236,9 +236,13 @@ class Evictions:
     def _fits_without(self, slot: int, cards: Sequence[DeviceUsage], gone: frozenset[str]) -> bool:
         ledger, shape = self._ledger, self._shape
         node = self._failures.fleet.nodes[slot]
-        if node is None or ledger.workers_on(node.name) - len(gone) >= node.max_workers:
+        if node is None:
             return False
-        hosts = [ledger.allocations[key].host for key in gone]
+        leaving = [ledger.allocations[key] for key in gone]
+        leaving = [allocation for allocation in leaving if allocation.node == node.name]
+        if ledger.workers_on(node.name) - len(leaving) >= node.max_workers:
+            return False
+        hosts = [allocation.host for allocation in leaving]
         free = self._failures.fleet.host[slot, :2].tolist()
         back = (
             sum(host.cpu_milli for host in hosts if host),
