@@ -1,6 +1,6 @@
 """The smallest changes that make a request fit: one kind alone, else two together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -9,6 +9,7 @@ from tensorfusion.model.engine import Engine
 from tensorfusion.model.filters import node_key, profile_key
 from tensorfusion.model.quota import Violation
 from tensorfusion.model.relax.failures import BIT, Emptied, Failures
+from tensorfusion.model.relax.holdings import Holdings
 from tensorfusion.model.relax.request import RequestChanges
 from tensorfusion.model.relax.step import KINDS, Answer, Futile, Step
 from tensorfusion.model.relax.world import WorldChanges, quota_step
@@ -26,17 +27,42 @@ _FIRST = (*_UNBOUNDED, "compute", "vram")
 """Kinds that of a pair are changed first: a limit cannot go below its request."""
 
 
-def relax(engine: Engine, demand: Demand) -> Answer:
-    """Find what would make a request fit.
+class Relaxer:
+    """Answers for one engine; keeps what holds over answers.
 
-    Args:
-        engine: Fleet, ledger and quotas; left as they are.
-        demand: A request with GPUs that does not fit. One that fits needs no answer and gets an
-            empty one, and so does one without GPUs.
+    Concurrency: as the engine's.
     """
-    if not demand.shape.gpu_count:
-        return Answer()
-    return _Relaxation(engine, demand).answer()
+
+    def __init__(self, engine: Engine) -> None:
+        """Answer for an engine; fleet, ledger and quotas are left as they are."""
+        self._engine = engine
+        self._holdings = Holdings(engine.fleet, engine.ledger)
+        self._emptied: tuple[int, Emptied] | None = None
+
+    def answer(self, demand: Demand) -> Answer:
+        """Find what would make a request fit.
+
+        Args:
+            demand: A request with GPUs that does not fit. One that fits needs no answer and gets
+                an empty one, and so does one without GPUs.
+        """
+        if not demand.shape.gpu_count:
+            return Answer()
+        self._holdings.catch_up()
+        return _Relaxation(self._engine, self._holdings, self._nobody, demand).answer()
+
+    def _nobody(self) -> Emptied:
+        """Return the fleet without workers; it changes with the hardware only."""
+        fleet = self._engine.fleet
+        version = fleet.static_journal.version
+        if self._emptied is None or self._emptied[0] != version:
+            self._emptied = (version, Emptied(fleet))
+        return self._emptied[1]
+
+
+def relax(engine: Engine, demand: Demand) -> Answer:
+    """Find what would make one request fit; see `Relaxer.answer`."""
+    return Relaxer(engine).answer(demand)
 
 
 def failures_of(engine: Engine, shape: Shape) -> Failures:
@@ -47,12 +73,19 @@ def failures_of(engine: Engine, shape: Shape) -> Failures:
 class _Relaxation:
     """One question to the fleet; keeps what is looked at more than once."""
 
-    def __init__(self, engine: Engine, demand: Demand) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        holdings: Holdings,
+        nobody: Callable[[], Emptied],
+        demand: Demand,
+    ) -> None:
         self._engine = engine
+        self._holdings = holdings
         self._demand = demand
         self._shape = demand.shape
         self._refits: dict[tuple[Shape, bool], Failures] = {}
-        self._emptied: Emptied | None = None
+        self._nobody = nobody
         self._smallest: dict[object, int] = {}
         self._failures = self._refit(self._shape)
         self._violations = self._violated(self._shape)
@@ -99,7 +132,7 @@ class _Relaxation:
             return quota_step(violations) if violations and failures.fits() else None
         if violations and kind != "evict":
             return None
-        return WorldChanges(failures, self._engine.ledger, violations).kinds[kind](0, None)
+        return WorldChanges(failures, self._holdings, violations).kinds[kind](0, None)
 
     def _proof(self, kind: str) -> str:
         """Say what stands in the way when the kind is relaxed all the way."""
@@ -149,7 +182,7 @@ class _Relaxation:
         shape = step.shape or self._shape
         if step.kind == "quota":
             violations = _remaining(self._violations, step)
-            changes = WorldChanges(self._refit(shape), self._engine.ledger, violations)
+            changes = WorldChanges(self._refit(shape), self._holdings, violations)
             return changes.kinds[kind](0, None)
         return self._solve(kind, shape)
 
@@ -181,11 +214,11 @@ class _Relaxation:
         if self._violations or first in _EMPTYING:
             return None
         probe, lifted = self._probe(second, self._shape)
-        step = WorldChanges(probe, self._engine.ledger).kinds[first](lifted, None)
+        step = WorldChanges(probe, self._holdings).kinds[first](lifted, None)
         slot = self._engine.fleet.slot_of(step.node) if step is not None else None
         if step is None or slot is None:
             return None
-        changes = WorldChanges(self._failures, self._engine.ledger)
+        changes = WorldChanges(self._failures, self._holdings)
         then = changes.kinds[second](BIT[first], slot)
         return (step, then) if then is not None else None
 
@@ -213,9 +246,7 @@ class _Relaxation:
         if known is not None:
             return known
         engine = self._engine
-        if emptied and self._emptied is None:
-            self._emptied = Emptied(engine.fleet)
-        nobody = self._emptied if emptied else None
+        nobody = self._nobody() if emptied else None
         failures = Failures(engine.fleet, shape, engine.masks, nobody)
         self._refits[shape, emptied] = failures
         return failures

@@ -3,22 +3,26 @@
 Unlike preemption, which weighs priorities and budgets, this answers "how little stands in the way".
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Final, NamedTuple
 
-from tensorfusion.model.allocation import Allocation, DeviceUsage, Take
-from tensorfusion.model.demand import Shape
+import numpy as np
+
+from tensorfusion.model.allocation import DeviceUsage, Take
+from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT, Shape
 from tensorfusion.model.device import DYNAMIC, Device
-from tensorfusion.model.ledger import Ledger, take_of
+from tensorfusion.model.fleet import GFLOPS, LIMIT_GFLOPS, LIMIT_VRAM, VRAM
+from tensorfusion.model.ledger import take_of
 from tensorfusion.model.quota import Violation
 from tensorfusion.model.relax.failures import BIT, LOAD, Failures
-from tensorfusion.model.rows import UNTRACKED, Bools
+from tensorfusion.model.relax.holdings import IMPOSSIBLE, Holdings, held_of, workers_of
+from tensorfusion.model.rows import UNTRACKED, Bools, Ints
 
-TRIES: Final = 20_000
+TRIES: Final = 4_000
 """Sets of workers looked at per answer; about a microsecond each."""
-JOINT_TRIES: Final = 3_000
-"""The same where each set is tried on whole nodes, which takes ten times as long."""
+JOINT_COST: Final = 20
+"""What a look at a node counts, and a set that is tried on one: so many times as long."""
 
 Vector = tuple[int, ...]
 """Amounts, one per thing that may lack."""
@@ -36,20 +40,22 @@ class Evictions:
     """One search over the fleet."""
 
     def __init__(
-        self, failures: Failures, ledger: Ledger, violations: Sequence[Violation] = ()
+        self, failures: Failures, holdings: Holdings, violations: Sequence[Violation] = ()
     ) -> None:
         """Look at one request.
 
         Args:
             failures: Of the request.
-            ledger: Who holds what.
+            holdings: Up to date.
             violations: Quotas that refuse it; workers of their namespace can make room there.
         """
         self._violations = violations
         self._failures = failures
         self._shape = failures.shape
-        self._ledger = ledger
+        self._holdings = holdings
+        self._ledger = holdings.ledger
         self._tries = TRIES
+        self._known: dict[str, tuple[Vector, Mapping[str, Vector]] | None] = {}
 
     def fewest(self, lifted: int, slot: int | None = None) -> Eviction | None:
         """Return the smallest set, None when nobody's leaving helps.
@@ -60,23 +66,57 @@ class Evictions:
         """
         if self._violations:
             return self._within_quota(lifted, slot)
-        failures = self._failures
-        possible = self._possible(lifted, slot)
-        # A full node closes cards that have room; how many must leave it is looked at apart.
-        passing = failures.usable(lifted & ~LOAD | BIT["worker-cap"], slot)
-        enough = (possible.sum(axis=1) >= self._shape.gpu_count).nonzero()[0]
+        at = slice(None, self._failures.fleet.size) if slot is None else slice(slot, slot + 1)
+        bounds = self._bounds(lifted, slot, at)
+        count = self._shape.gpu_count
+        if bounds.shape[1] < count:
+            return None
+        cheapest = np.sort(bounds, axis=1)[:, :count]
+        # A worker that leaves several cards counts once, but frees no more cards than it holds.
+        spans = self._holdings.spans[at]
+        lowest = np.maximum(cheapest[:, -1], -(-cheapest.sum(axis=1) // spans))
+        lowest[cheapest[:, -1] >= IMPOSSIBLE] = IMPOSSIBLE
         best: Eviction | None = None
-        for row in enough.tolist():
-            limit = len(best.keys) - 1 if best is not None else 1 << 30
-            node = row + (slot or 0)
-            found = self._on_node(node, possible[row].nonzero()[0].tolist(), passing[row], limit)
-            if found is not None:
-                best = found
-                if len(found.keys) == 1:
-                    break
+        for row in lowest.argsort(kind="stable").tolist():
+            limit = len(best.keys) - 1 if best is not None else IMPOSSIBLE - 1
+            if max(int(lowest[row]), 1) > limit or (best is not None and self._tries <= 0):
+                break
+            self._tries -= JOINT_COST
+            found = self._on_node(row + (slot or 0), bounds[row].tolist(), int(lowest[row]), limit)
+            best = found or best
         if best is None:
             return None
         return best._replace(exact=best.exact and self._tries > 0)
+
+    def _bounds(self, lifted: int, slot: int | None, at: slice) -> Ints:
+        """Return how many workers must leave each card at least."""
+        failures, shape = self._failures, self._shape
+        holdings = self._holdings
+        bounds = holdings.least(self._lacking(at), at)
+        idle = BIT["idle"] | BIT["exclusive"] | BIT["isolation-lock"]
+        must_be_idle = (failures.bits[at] & np.uint32(idle & ~lifted)) != 0
+        members = holdings.members[at]
+        bounds = np.where(must_be_idle & (bounds < IMPOSSIBLE), members, bounds)
+        if shape.exclusive:  # empty cards are looked at by what they have, not by what is asked
+            bounds = np.where(must_be_idle, members, bounds)
+        bounds[~self._possible(lifted, slot)] = IMPOSSIBLE
+        return bounds
+
+    def _lacking(self, at: slice) -> Ints:
+        """Return what is missing on each card, (nodes, slots, dimensions)."""
+        fleet, request, limit = self._failures.fleet, self._shape.request, self._shape.limit
+        capacity, head = fleet.capacity[0][at], fleet.headroom
+        gflops = capacity * request.milli_percent // FULL_CARD_MILLI_PERCENT + request.gflops
+        ceiling = capacity * limit.milli_percent // FULL_CARD_MILLI_PERCENT
+        ceiling = np.maximum(np.maximum(ceiling, limit.gflops), gflops)
+        wanted = (
+            gflops,
+            np.int64(request.vram_bytes),
+            ceiling,
+            np.int64(max(request.vram_bytes, limit.vram_bytes)),
+        )
+        left = (head[GFLOPS][at], head[VRAM][at], head[LIMIT_GFLOPS][at], head[LIMIT_VRAM][at])
+        return np.stack([w - have for w, have in zip(wanted, left, strict=True)], axis=-1)
 
     def _possible(self, lifted: int, slot: int | None) -> Bools:
         """Return the cards that might do when nobody uses them."""
@@ -116,12 +156,11 @@ class Evictions:
             row + (slot or 0): [blocks[row + (slot or 0)][p] for p in possible[row].nonzero()[0]]
             for row in rows
         }
-        workers = sorted(set(own).union(*(self._workers(node) for node in nodes)))
-        self._tries = min(self._tries, JOINT_TRIES)
+        workers = sorted(set(own).union(*(workers_of(blocks[node]) for node in nodes)))
         nothing = (0,) * len(lacking)
         for size in range(1, len(workers) + 1):
             for chosen in combinations(workers, size):
-                self._tries -= 1
+                self._tries -= JOINT_COST
                 if self._tries <= 0:
                     return None
                 freed = [own.get(key, nothing) for key in chosen]
@@ -134,34 +173,39 @@ class Evictions:
         return None
 
     def _on_node(
-        self, slot: int, places: Sequence[int], passing: Sequence[bool], limit: int
+        self, slot: int, bounds: Sequence[int], lowest: int, limit: int
     ) -> Eviction | None:
         """Search one node for a set of at most ``limit`` workers."""
         block = self._failures.fleet.blocks[slot]
+        places = [place for place, bound in enumerate(bounds) if bound < IMPOSSIBLE]
         cards = [block[place] for place in places]
-        members = sorted({key for usage in cards for key in usage.members})
-        if self._spans(members):
+        if self._lacks_host(slot):
             return self._any_set(slot, cards, limit)
-        sets = []
-        for place, usage in zip(places, cards, strict=True):
-            found: tuple[str, ...] | None = ()
-            if not passing[place]:
-                found = self._on_card(usage, limit)
+        count = self._shape.gpu_count
+        sets: list[tuple[str, ...]] = []
+        for place in sorted(places, key=lambda place: bounds[place]):
+            # Cards come in order of their bounds: once enough are no dearer, the rest is not needed.
+            if len(sets) >= count and len(sorted(sets, key=len)[count - 1]) <= bounds[place]:
+                break
+            found = self._on_card(block[place], IMPOSSIBLE) if bounds[place] else ()
             if found is not None:
                 sets.append(found)
         sets.sort(key=len)
-        chosen = sets[: self._shape.gpu_count]
-        if len(chosen) < self._shape.gpu_count:
+        chosen = sets[:count]
+        if len(chosen) < count:
             return None
         keys = {key for found in chosen for key in found}
-        return self._with_room_on_node(slot, keys, limit)
+        whole = self._with_room_on_node(slot, keys, limit)
+        if count == 1 or self._holdings.spans[slot] == 1 or self._tries <= 0:
+            return whole
+        at_most = min(limit, len(whole.keys) - 1 if whole is not None else limit)
+        return self._any_set(slot, cards, at_most, max(lowest, 1)) or whole
 
-    def _spans(self, members: Iterable[str]) -> bool:
-        """Tell whether the node needs a search over sets: workers on several cards, CPU, memory."""
-        if self._shape.cpu_milli or self._shape.memory_bytes:
-            return True
-        allocations = self._ledger.allocations
-        return any(len(allocations[key].takes) > 1 for key in members)
+    def _lacks_host(self, slot: int) -> bool:
+        """Tell whether CPU or memory of the node are missing."""
+        asked = (self._shape.cpu_milli, self._shape.memory_bytes)
+        free = self._failures.fleet.host[slot, :2].tolist()
+        return any(want > have for want, have in zip(asked, free, strict=True))
 
     def _with_room_on_node(self, slot: int, keys: set[str], limit: int) -> Eviction | None:
         """Add workers until the node may run one more."""
@@ -170,26 +214,23 @@ class Evictions:
             return None
         over = self._ledger.workers_on(node.name) + 1 - node.max_workers
         if over > len(keys):
-            others = self._workers(slot)
+            others = workers_of(self._failures.fleet.blocks[slot])
             keys = keys | set([key for key in others if key not in keys][: over - len(keys)])
             if over > len(keys):
                 return None
         return Eviction(tuple(sorted(keys)), slot, True) if len(keys) <= limit else None
 
-    def _workers(self, slot: int) -> list[str]:
-        block = self._failures.fleet.blocks[slot]
-        return sorted({key for usage in block for key in usage.members})
-
     def _on_card(self, usage: DeviceUsage, limit: int) -> tuple[str, ...] | None:
         """Return the fewest workers that have to leave one card."""
         device = usage.device
-        if device is None or self._is_too_large(device):
+        facts = self._facts(usage)
+        if device is None or facts is None:
             return None
+        lacking, held = facts
         keys = sorted(usage.members)
         if self._must_be_idle(usage, device):
             return tuple(keys) if len(keys) <= limit else None
-        lacking = _lack(usage, device, _take(self._shape, device))
-        takes = [(key, _held(self._ledger.allocations[key], usage.uuid)) for key in keys]
+        takes = [(key, held[key]) for key in keys]
         return self._cover(lacking, takes, limit)
 
     def _cover(
@@ -218,12 +259,14 @@ class Evictions:
             take.limit_vram_bytes > device.limit_vram_bytes
         )
 
-    def _any_set(self, slot: int, cards: Sequence[DeviceUsage], limit: int) -> Eviction | None:
-        """Try sets of the node's workers, small ones first."""
-        workers = self._workers(slot)
-        for count in range(1, min(len(workers), limit) + 1):
+    def _any_set(
+        self, slot: int, cards: Sequence[DeviceUsage], limit: int, lowest: int = 1
+    ) -> Eviction | None:
+        """Try sets of the node's workers, from ``lowest`` to ``limit`` of them, small ones first."""
+        workers = workers_of(self._failures.fleet.blocks[slot])
+        for count in range(lowest, min(len(workers), limit) + 1):
             for chosen in combinations(workers, count):
-                self._tries -= 1
+                self._tries -= JOINT_COST
                 if self._fits_without(slot, cards, frozenset(chosen)):
                     return Eviction(chosen, slot, True)
                 if self._tries <= 0:
@@ -257,18 +300,29 @@ class Evictions:
 
     def _card_fits(self, usage: DeviceUsage, gone: frozenset[str]) -> bool:
         device = usage.device
-        if device is None or self._is_too_large(device):
+        facts = self._facts(usage)
+        if device is None or facts is None:
             return False
-        leaving = [key for key in usage.members if key in gone]
+        lacking, held = facts
         if self._must_be_idle(usage, device):
             staying = {key: mode for key, mode in usage.members.items() if key not in gone}
             if self._shape.exclusive or usage.exclusive_holders:
                 return not staying
             if set(staying.values()) - {self._shape.isolation}:
                 return False
-        lacking = _lack(usage, device, _take(self._shape, device))
-        held = [_held(self._ledger.allocations[key], usage.uuid) for key in leaving]
-        return _covers(held, lacking)
+        return _covers([part for key, part in held.items() if key in gone], lacking)
+
+    def _facts(self, usage: DeviceUsage) -> tuple[Vector, Mapping[str, Vector]] | None:
+        """Return what is lacking on a card and who holds what; None when it is too small."""
+        if usage.uuid not in self._known:
+            device = usage.device
+            facts = None
+            if device is not None and not self._is_too_large(device):
+                allocations = self._ledger.allocations
+                held = {key: held_of(allocations[key], usage.uuid) for key in usage.members}
+                facts = (_lack(usage, device, _take(self._shape, device)), held)
+            self._known[usage.uuid] = facts
+        return self._known[usage.uuid]
 
 
 def _take(shape: Shape, device: Device) -> Take:
@@ -283,14 +337,6 @@ def _lack(usage: DeviceUsage, device: Device, take: Take) -> Vector:
         usage.limit_gflops + take.limit_gflops - device.limit_gflops,
         usage.limit_vram_bytes + take.limit_vram_bytes - device.limit_vram_bytes,
     )
-
-
-def _held(allocation: Allocation, uuid: str) -> Vector:
-    """Return what a worker holds of a card."""
-    for take in allocation.takes:
-        if take.uuid == uuid:
-            return (take.gflops, take.vram_bytes, take.limit_gflops, take.limit_vram_bytes)
-    return (0, 0, 0, 0)
 
 
 def _covers(held: Sequence[Vector], lacking: Vector) -> bool:

@@ -6,10 +6,11 @@ from typing import Final
 import msgspec
 
 from tensorfusion.model.device import RUNNING, NodeInfo
-from tensorfusion.model.ledger import Ledger, take_of
+from tensorfusion.model.ledger import take_of
 from tensorfusion.model.quota import Violation
 from tensorfusion.model.relax.evict import Evictions
 from tensorfusion.model.relax.failures import BIT, LOAD, Failures
+from tensorfusion.model.relax.holdings import Holdings
 from tensorfusion.model.relax.step import Addition, Raise, Step
 from tensorfusion.model.rows import Bools
 
@@ -31,14 +32,15 @@ class WorldChanges:
     """
 
     def __init__(
-        self, failures: Failures, ledger: Ledger, violations: Sequence[Violation] = ()
+        self, failures: Failures, holdings: Holdings, violations: Sequence[Violation] = ()
     ) -> None:
         """Look at one request, which ``failures`` and ``violations`` of quotas are about."""
         self._violations = violations
         self._failures = failures
         self._fleet = failures.fleet
         self._shape = failures.shape
-        self._ledger = ledger
+        self._holdings = holdings
+        self._ledger = holdings.ledger
         self.kinds: dict[str, Callable[[int, int | None], Step | None]] = {
             "worker-cap": self._worker_cap,
             "cordoned": self._cordoned,
@@ -90,7 +92,7 @@ class WorldChanges:
         return Step(kind=kind, text=text, node=self._name(found), devices=uuids)
 
     def _evict(self, lifted: int, slot: int | None) -> Step | None:
-        found = Evictions(self._failures, self._ledger, self._violations).fewest(lifted, slot)
+        found = Evictions(self._failures, self._holdings, self._violations).fewest(lifted, slot)
         if found is None or not found.keys:
             return None
         workers = [self._ledger.allocations[key] for key in found.keys]
