@@ -211,9 +211,16 @@ def _load(draw: random.Random, world: World) -> tuple:
 
 
 def _quotas(draw: random.Random, world: World) -> tuple[Quota, ...]:
+    """Draw a quota; of compute only where all cards are alike.
+
+    What a share of a card counts is known exactly only once the card is chosen.
+    """
     if draw.random() < 0.7:
         return ()
-    amount = QuotaAmount(draw.choice((None, 50, 100)), draw.choice((None, 40, 100)))
+    alike = len({device.capacity_gflops for device in world.devices}) == 1
+    amount = QuotaAmount(
+        draw.choice((None, 50, 100)) if alike else None, draw.choice((None, 40, 100))
+    )
     which = draw.choice(
         ("total_requests", "total_limits", "single_max_requests", "single_max_limits")
     )

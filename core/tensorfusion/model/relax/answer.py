@@ -10,7 +10,7 @@ from tensorfusion.model.filters import node_key, profile_key
 from tensorfusion.model.quota import Violation
 from tensorfusion.model.relax.failures import BIT, Emptied, Failures
 from tensorfusion.model.relax.holdings import Holdings
-from tensorfusion.model.relax.request import RequestChanges
+from tensorfusion.model.relax.request import RequestChanges, loosest, restored
 from tensorfusion.model.relax.step import KINDS, Answer, Futile, Step
 from tensorfusion.model.relax.world import WorldChanges, quota_step
 
@@ -132,7 +132,16 @@ class _Relaxation:
             return quota_step(violations) if violations and failures.fits() else None
         if violations and kind != "evict":
             return None
-        return WorldChanges(failures, self._holdings, violations).kinds[kind](0, None)
+        changes = WorldChanges(failures, self._holdings, violations, self._passing(shape))
+        return changes.kinds[kind](0, None)
+
+    def _passing(self, shape: Shape) -> Callable[[int], bool]:
+        """Tell by the compute of its smallest card whether the quotas let a request pass."""
+        quotas = self._engine.ledger.quotas
+        if not quotas.governs(self._demand.namespace):
+            return lambda _smallest: True
+        demand = _replace(self._demand, shape=shape)
+        return lambda smallest: not quotas.precheck(demand, smallest)
 
     def _proof(self, kind: str) -> str:
         """Say what stands in the way when the kind is relaxed all the way."""
@@ -196,50 +205,48 @@ class _Relaxation:
                 yield quota_step(violations)
             return
         probe, lifted = self._probe(second, self._shape)
-        changes = self._request(
-            probe, any_quota=second in ("quota", "evict"), emptied=second in _EMPTYING
-        )
+        changes = self._request(probe, lifting=second)
         steps = changes.isolations() if first == "isolation" else [changes.kinds[first](lifted)]
         for step in steps:
             if step is None or step.shape is None:
                 continue
-            if second == "gpu-count":  # the probe asked for one
-                shape = _replace(step.shape, gpu_count=self._shape.gpu_count)
-                yield _replace(step, shape=shape)
-            else:
-                yield step
+            yield _replace(step, shape=restored(step.shape, self._shape, second))
 
     def _pair_of_world(self, first: str, second: str) -> tuple[Step, Step] | None:
         """Change two things about one node."""
         if self._violations or first in _EMPTYING:
             return None
         probe, lifted = self._probe(second, self._shape)
-        step = WorldChanges(probe, self._holdings).kinds[first](lifted, None)
+        passing = self._passing(self._shape)
+        step = WorldChanges(probe, self._holdings, (), passing).kinds[first](lifted, None)
         slot = self._engine.fleet.slot_of(step.node) if step is not None else None
         if step is None or slot is None:
             return None
-        changes = WorldChanges(self._failures, self._holdings)
+        changes = WorldChanges(self._failures, self._holdings, (), passing)
         then = changes.kinds[second](BIT[first], slot)
         return (step, then) if then is not None else None
 
     def _probe(self, kind: str, shape: Shape) -> tuple[Failures, int]:
         """Return failures, and the rules to lift, as if a kind were relaxed all the way."""
-        if kind == "gpu-count":
-            return self._refit(_replace(shape, gpu_count=1)), 0
         if kind == "evict":
             return self._refit(shape, emptied=True), 0
         if kind == "add-node":
             return self._refit(shape, emptied=True), _IN_SERVICE
-        return self._refit(shape), BIT.get(kind, 0)
+        if kind in _WORLD:
+            return self._refit(shape), BIT[kind]
+        return self._refit(loosest(shape, kind)), 0
 
-    def _request(
-        self, failures: Failures, *, any_quota: bool = False, emptied: bool = False
-    ) -> RequestChanges:
-        return RequestChanges(
-            failures,
-            (lambda _shape: True) if any_quota else (lambda shape: not self._violated(shape)),
-            lambda shape: self._refit(shape, emptied=emptied),
-        )
+    def _request(self, failures: Failures, lifting: str = "") -> RequestChanges:
+        """Look for changes of the request, while another kind is relaxed all the way."""
+
+        def allows(shape: Shape) -> bool:
+            if lifting == "quota":
+                return True
+            violations = self._violated(shape)
+            return (lifting == "evict" and all(v.resolvable for v in violations)) or not violations
+
+        emptied = lifting in _EMPTYING
+        return RequestChanges(failures, allows, lambda shape: self._refit(shape, emptied=emptied))
 
     def _refit(self, shape: Shape, *, emptied: bool = False) -> Failures:
         known = self._refits.get((shape, emptied))

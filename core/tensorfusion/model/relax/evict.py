@@ -19,7 +19,7 @@ from tensorfusion.model.relax.failures import BIT, LOAD, Failures
 from tensorfusion.model.relax.holdings import IMPOSSIBLE, Holdings, held_of, workers_of
 from tensorfusion.model.rows import UNTRACKED, Bools, Ints
 
-TRIES: Final = 4_000
+TRIES: Final = 2_500
 """Sets of workers looked at per answer; about a microsecond each."""
 JOINT_COST: Final = 20
 """What a look at a node counts, and a set that is tried on one: so many times as long."""

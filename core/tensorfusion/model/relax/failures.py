@@ -58,6 +58,8 @@ NAMES: Final = (
 """Rules in the order of their bits; keys as in `tensorfusion.model.explain.Exclusion`."""
 
 BIT: Final = {name: 1 << position for position, name in enumerate(NAMES)}
+_NOTHING_LEFT: Final = 1 << 30
+"""A card with nothing at all of an amount that is asked for, so that less of it does not help."""
 _EMPTY: Final = 1 << 31
 """A slot without a card, which nothing can change."""
 
@@ -72,6 +74,7 @@ LOAD: Final = (
     | BIT["vram-limit"]
     | BIT["cpu"]
     | BIT["memory"]
+    | _NOTHING_LEFT
 )
 """Rules that workers who leave can satisfy."""
 
@@ -148,9 +151,16 @@ class Failures:
         amount = int(per_node[best])
         return None if amount < 0 else (amount, best + (slot or 0))
 
-    def smallest_card(self) -> int:
-        """Return the compute of the smallest card the request may use, load aside; 0 for none."""
+    def smallest_card(self, lifted: int = 0, slot: int | None = None) -> int:
+        """Return the compute of the smallest card the request may use, load aside; 0 for none.
+
+        Args:
+            lifted: Rules that do not count on one node.
+            slot: The node.
+        """
         static = (self.bits & np.uint32(~LOAD & 0xFFFFFFFF)) == 0
+        if slot is not None:
+            static[slot] |= (self.bits[slot] & np.uint32(~(LOAD | lifted) & 0xFFFFFFFF)) == 0
         capacities = self.fleet.capacity[0, : self.fleet.size][static]
         return int(capacities.min()) if capacities.size else 0
 
@@ -236,15 +246,21 @@ class Failures:
         self.compute_limit_left: Ints = head[LIMIT_PERCENT if limit.milli_percent else LIMIT_GFLOPS]
         self.vram_left: Ints = np.minimum(head[VRAM], head[LIMIT_VRAM])
         self.vram_limit_left: Ints = head[LIMIT_VRAM]
+        nothing = np.zeros(self.bits.shape, dtype=np.bool_)
         if asked:
+            nothing |= self.compute_left < 1
             self._fail("compute", self.compute_left >= asked)
         ceiling = limit.milli_percent or limit.gflops
         if ceiling > (asked if in_percent == bool(limit.milli_percent) else 0):
+            nothing |= self.compute_limit_left < 1
             self._fail("compute-limit", self.compute_limit_left >= ceiling)
         if request.vram_bytes:
+            nothing |= self.vram_left < 1
             self._fail("vram", self.vram_left >= request.vram_bytes)
         if limit.vram_bytes > request.vram_bytes:
+            nothing |= self.vram_limit_left < 1
             self._fail("vram-limit", self.vram_limit_left >= limit.vram_bytes)
+        self.bits |= np.where(nothing, _NOTHING_LEFT, 0).astype(np.uint32)
         self.host: Ints = host
         capacity = fleet.capacity[:, :size]
         if request.gflops or request.vram_bytes or request.milli_percent > FULL_CARD_MILLI_PERCENT:

@@ -32,9 +32,21 @@ class WorldChanges:
     """
 
     def __init__(
-        self, failures: Failures, holdings: Holdings, violations: Sequence[Violation] = ()
+        self,
+        failures: Failures,
+        holdings: Holdings,
+        violations: Sequence[Violation] = (),
+        allows: Callable[[int], bool] = lambda _smallest: True,
     ) -> None:
-        """Look at one request, which ``failures`` and ``violations`` of quotas are about."""
+        """Look at one request.
+
+        Args:
+            failures: Of the request.
+            holdings: Who holds what.
+            violations: Quotas that refuse it as things are.
+            allows: Whether the quotas let it pass when its smallest card has so much compute.
+        """
+        self._allows = allows
         self._violations = violations
         self._failures = failures
         self._fleet = failures.fleet
@@ -68,7 +80,8 @@ class WorldChanges:
     def _cordoned(self, lifted: int, slot: int | None) -> Step | None:
         for found in self._failures.nodes(lifted | BIT["cordoned"], slot):
             node = self._fleet.nodes[found]
-            if node is not None and not node.schedulable:
+            lifts = lifted | BIT["cordoned"]
+            if node is not None and not node.schedulable and self._passes(lifts, found):
                 text = f"uncordon node {node.name}"
                 return Step(kind="cordoned", text=text, node=node.name)
         return None
@@ -80,7 +93,8 @@ class WorldChanges:
         best: tuple[int, int] | None = None
         for found in failures.nodes(lifted | BIT[kind], slot):
             missing = self._shape.gpu_count - int(without[found].sum())
-            if missing > 0 and (best is None or missing < best[0]):
+            cheaper = missing > 0 and (best is None or missing < best[0])
+            if cheaper and self._passes(lifted | BIT[kind], found):
                 best = (missing, found)
         if best is None:
             return None
@@ -122,7 +136,8 @@ class WorldChanges:
             node, block = fleet.nodes[found], fleet.blocks[found]
             compute = sum(usage.device.capacity_gflops for usage in block if usage.device)
             size = (len(block), compute, node.name if node else "")
-            if (best is None or size < best[0]) and self._fits_empty(found, usable[found]):
+            smaller = best is None or size < best[0]
+            if smaller and self._fits_empty(found, usable[found]) and self._passes(_RESET, found):
                 best = (size, found)
         if best is None:
             return None
@@ -132,6 +147,9 @@ class WorldChanges:
         models = sorted({device.model or device.full_model for device in addition.devices})
         text = f"add a node like {addition.like} ({len(addition.devices)} x {'/'.join(models)})"
         return Step(kind="add-node", text=text, node=addition.node.name, addition=addition)
+
+    def _passes(self, lifted: int, slot: int) -> bool:
+        return self._allows(self._failures.smallest_card(lifted, slot))
 
     def _like(self, slot: int) -> Addition | None:
         """Describe a new node like one that is there: empty, in service, with its own name."""
