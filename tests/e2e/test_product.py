@@ -119,6 +119,25 @@ def test_why_names_the_constraints_of_a_waiting_pod(on_plane) -> None:
 
     assert answer["answer"].startswith("0/8 GPUs fit")
     assert {c["constraint"] for c in answer["constraints"]} & {"vram", "capacity"}
+    [change] = [c for c in answer["changes"] if c["kind"] == "vram"]
+    assert change["change"] == "ask for at most 80Gi of VRAM per GPU, not 200Gi"
+    assert {"kind", "because"} == set(answer["cannotHelp"][0])
+    assert sum(node["gpus"] for node in answer["nodes"]) == 8
+
+
+def test_why_works_on_a_snapshot_as_on_the_server(on_plane, cli, tmp_path) -> None:
+    assert on_plane("apply", "-f", str(EXAMPLES / "unplaceable.yaml")).returncode == 0
+    file = tmp_path / "cluster.json"
+    assert "objects" in on_plane("snapshot", str(file)).stdout
+
+    offline = cli("why", "pod/too-big", "--snapshot", str(file), "-o", "wide")
+
+    assert offline.returncode == 0, offline.stderr
+    assert "it would fit if you:\n  ask for at most 80Gi of VRAM" in offline.stdout
+    assert "sim-node-0" in offline.stdout
+    missing = cli("why", "pod/nobody", "--snapshot", str(file))
+    assert missing.returncode == 1
+    assert f'pods "nobody" not found in {file}' in missing.stderr
 
 
 def test_own_verbs_in_every_format(on_plane, applied) -> None:

@@ -114,9 +114,8 @@ class World:
         annotations = {"qos": qos, "isolation": "soft", **more.pop("annotations", {})}
         labels = {"component": "worker", "gpupool": "shared", **more.pop("labels", {})}
         more.setdefault("priorityClassName", f"tensor-fusion-{qos}")
-        obj = build.pod(
-            name, tflops=str(tflops), vram="10Gi", annotations=annotations, labels=labels, **more
-        )
+        more.setdefault("vram", "10Gi")
+        obj = build.pod(name, tflops=str(tflops), annotations=annotations, labels=labels, **more)
         self.store.create(PODS, obj)
 
     def gang(self, workload: str, *members: int, required: int, desired=0, timeout="0s", **more):

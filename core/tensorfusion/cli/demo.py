@@ -28,7 +28,9 @@ SHORTEST_SECONDS = 35.0
 LONGEST_SECONDS = 80.0
 STEPS = (
     ("placed", "every pod that fits is placed and runs"),
-    ("unplaced", "one pod fits nowhere, and says why"),
+    ("gang", "a gang of four starts together"),
+    ("preempted", "one pod makes room for a more important one"),
+    ("unplaced", "one pod fits nowhere, and says why and what would help"),
     ("resized", "one workload is resized in place, with its reason"),
     ("fired", "one alert fires"),
     ("resolved", "the alert resolves once its cause is gone"),
@@ -82,8 +84,9 @@ def examples_folder() -> Path:
 def demo(keep: bool, data: Path | None, examples: Path | None) -> int:
     """Show the product on a simulated pool: two nodes, eight GPUs, about 40 seconds.
 
-    Placement, use against limits, a resize with its reason, an alert that fires and resolves, a
-    pod that fits nowhere and why. Exits 1 when one of these was not seen.
+    Placement, a gang that starts together, a preemption, use against limits, a resize with its
+    reason, an alert that fires and resolves, a pod that fits nowhere, why, and what would help.
+    Exits 1 when one of these was not seen.
 
     \b
     Example:
@@ -183,10 +186,17 @@ def look(store: HttpStore, alerts: list[dict[str, Any]], progress: Progress) -> 
     if len(fitting) >= 3 and all(phases[name] == "Running" for name in fitting):
         progress.note("placed", f"{len(fitting)} pods run")
     for event in store.list(registry.EVENTS, "default").items:
-        if event["reason"] == "FailedScheduling":
+        if event["reason"] == "FailedScheduling" and event["involvedObject"]["name"] == "too-big":
             progress.note("unplaced", event["message"])
+        if event["reason"] == "Preempted":
+            victim = event["involvedObject"]["name"]
+            progress.note("preempted", f"pod {victim} {event['message']}")
         if event["reason"] in ("ResourceScaledUp", "ResourceScaledDown"):
             progress.note("resized", event["message"])
+    for workload in store.list(registry.WORKLOADS, "default").items:
+        gang = workload.get("status", {}).get("gang") or {}
+        if gang.get("phase") == "Running":
+            progress.note("gang", f"workload {workload['metadata']['name']}: {gang['message']}")
     firing = [a for a in alerts if a["state"] == "firing"]
     if firing:
         progress.note("fired", firing[0]["description"])

@@ -23,6 +23,8 @@ from tensorfusion.model.explain import NoFit
 from tensorfusion.model.gang import GangNoFit, GangPlan, GangRequest, place_gang
 from tensorfusion.model.ledger import AllocationRefused, Change, Ledger
 from tensorfusion.model.quota import Quota
+from tensorfusion.model.relax.answer import Relaxer
+from tensorfusion.model.relax.step import Answer
 from tensorfusion.model.rows import Scorer
 from tensorfusion.model.ties import Ties
 from tensorfusion.scheduling.log_file import DecisionLogFile
@@ -53,6 +55,7 @@ class Placer:
         self._encoder = LogEncoder(past.last_seq)
         self._records = past.records
         self.engine = Engine(default_policy, past.ledger)
+        self._relaxer = Relaxer(self.engine)
         self.dirty: set[str] = set()
         """Uuids whose usage changed since the status writer last took them."""
         self.observe: Callable[[Change, str], None] = lambda _change, _reason: None
@@ -100,6 +103,11 @@ class Placer:
             assert change.after is not None
             self._withdraw([demand.uid], "the pod found a place elsewhere")
             return found, change.after
+
+    def relax(self, demand: Demand) -> Answer:
+        """Find what would make a request fit; changes nothing."""
+        with self.lock:
+            return self._relaxer.answer(demand)
 
     def place_gang(self, request: GangRequest) -> GangPlan | GangNoFit:
         """Decide and reserve for a whole gang, or change nothing.

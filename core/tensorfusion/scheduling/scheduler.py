@@ -30,6 +30,7 @@ from tensorfusion.scheduling.binding import Binder, binding, waits
 from tensorfusion.scheduling.gang_pods import gang_key
 from tensorfusion.scheduling.gang_recovery import settle_gangs
 from tensorfusion.scheduling.gangs import Gangs, Placed
+from tensorfusion.scheduling.hints import Hints
 from tensorfusion.scheduling.nomination import NOMINATION_SECONDS
 from tensorfusion.scheduling.placer import Placer
 from tensorfusion.scheduling.preemptor import Preemptor
@@ -95,6 +96,7 @@ class Scheduler:
         self._plain_node = plain_node
         self._priorities = Priorities(informers.classes)
         self._waiting = Waiting(store, pods, clock=clock, events=events, instruments=instruments)
+        self._hints = Hints(placer, clock)
         self.gangs = Gangs(placer, pods, clock, on_gang)
         self._preemptor = Preemptor(
             store,
@@ -245,6 +247,9 @@ class Scheduler:
         if node:
             self.queue.add_after(pod_view.key(pod), NOMINATION_SECONDS)
         text = f"{message}; {also}" if also else message
+        hint = "" if node else self._hints.of(demand)
+        if hint:
+            text = f"{text}; it would fit if you {hint}"
         self._waiting.refuse(pod, self._placer.version(), "Unschedulable", text, node=node)
 
     def _place_gang(self, gang: str) -> list[Placed]:
