@@ -14,6 +14,7 @@
 #define FIRST_SAMPLES 4u
 #define LOW_WINDOW 32u
 #define SAMPLE_EVERY_NS 1000000ull /* device time between samples: two events per millisecond are not noticed */
+#define CARRY_NS 10000000ull
 #define GUESS_NS 50000ull          /* before anything is known */
 
 struct tf_sample {
@@ -30,6 +31,9 @@ struct ring {
   uint64_t head, tail;
   CUevent mark; /* the latest end read so far */
   uint64_t mark_context;
+  uint64_t passed_ns; /* device time up to the mark that no launch was charged for */
+  _Atomic uint64_t lane;  /* the stream of the latest launch */
+  _Atomic uint32_t mixed; /* samples for which several streams are taken to be in use */
   _Atomic uint64_t in_flight_ns;
 };
 
@@ -70,11 +74,22 @@ void tf_cost_forget(uint64_t key) {
   cost->window = cost->surprises = 0;
 }
 
-bool tf_sample_due(const struct tf_cost *cost) {
+static bool launched_ns(const struct tf_cost *cost, uint64_t device_ns) {
   uint64_t launches = atomic_load_explicit(&cost->launches, memory_order_relaxed);
-  return cost->surprises || atomic_load_explicit(&cost->samples, memory_order_relaxed) < FIRST_SAMPLES ||
-         launches * atomic_load_explicit(&cost->estimate_ns, memory_order_relaxed) >= SAMPLE_EVERY_NS;
+  return launches * atomic_load_explicit(&cost->estimate_ns, memory_order_relaxed) >= device_ns;
 }
+
+static bool is_new(const struct tf_cost *cost) {
+  return cost->surprises || atomic_load_explicit(&cost->samples, memory_order_relaxed) < FIRST_SAMPLES;
+}
+
+/* The distance varies, or a program that goes round its streams would be sampled on one of them only. */
+bool tf_sample_due(const struct tf_cost *cost) {
+  uint32_t samples = atomic_load_explicit(&cost->samples, memory_order_relaxed);
+  return launched_ns(cost, SAMPLE_EVERY_NS + samples % 8 * (SAMPLE_EVERY_NS / 8)) || is_new(cost);
+}
+
+bool tf_sample_overdue(const struct tf_cost *cost) { return launched_ns(cost, 4 * SAMPLE_EVERY_NS) || is_new(cost); }
 
 static bool ready_events(struct tf_sample *sample) {
   CUcontext context = NULL;
@@ -99,6 +114,16 @@ static CUresult record(CUevent event, const struct tf_launch *launch) {
                             : REAL(cuEventRecord)(event, launch->stream);
 }
 
+void tf_note_stream(const struct tf_launch *launch) {
+  static __thread char own;
+  struct ring *ring = &rings[launch->row];
+  uint64_t lane = launch->per_thread && !launch->stream ? (uint64_t)(uintptr_t)&own : (uint64_t)(uintptr_t)launch->stream;
+  uint64_t before = atomic_load_explicit(&ring->lane, memory_order_relaxed);
+  if (LIKELY(before == lane)) return;
+  atomic_store_explicit(&ring->lane, lane, memory_order_relaxed);
+  atomic_store_explicit(&ring->mixed, LOW_WINDOW, memory_order_relaxed);
+}
+
 struct tf_sample *tf_sample_begin(struct tf_launch *launch) {
   pthread_once(&once, prepare);
   struct ring *ring = &rings[launch->row];
@@ -109,6 +134,8 @@ struct tf_sample *tf_sample_begin(struct tf_launch *launch) {
     if (!ready_events(sample) || record(sample->start, launch)) sample = NULL;
   }
   if (sample) {
+    uint32_t mixed = atomic_load(&ring->mixed);
+    if (mixed) atomic_compare_exchange_strong(&ring->mixed, &mixed, mixed - 1);
     ring->tail++;
     sample->cost = launch->cost;
     sample->estimate_ns = atomic_load(&launch->cost->estimate_ns);
@@ -155,11 +182,13 @@ static void learn(struct tf_cost *cost, uint64_t measured, bool contended) {
   if (atomic_load(&cost->samples) < UINT32_MAX) atomic_fetch_add(&cost->samples, 1);
 }
 
-static bool contended(int row) {
-  return atomic_load(&tf_ledger->states[row].contended) || tf_view()->rows[row].contended;
+/* Lock held. Whether a launch may wait for another between its events: of another worker, another process of this one,
+ * or another stream. */
+static bool contended(const struct ring *ring, int row) {
+  return atomic_load(&ring->mixed) || atomic_load(&tf_ledger->states[row].contended) || tf_view()->rows[row].contended;
 }
 
-/* Lock held. Device time since the latest end before this one; launches that overlap cannot have had more together. */
+/* Lock held. Device time since the latest end before this one. */
 static uint64_t since_mark(struct ring *ring, struct tf_sample *sample, uint64_t unknown) {
   float since_ms = 0;
   if (ring->mark_context != sample->context) {
@@ -185,13 +214,16 @@ static void read_sample(struct ring *ring, int row, struct tf_sample *sample) {
   float taken_ms = 0;
   if (sample->failed || REAL(cuEventElapsedTime)(&taken_ms, sample->start, sample->end) || taken_ms < 0) return;
   uint64_t measured = (uint64_t)((double)taken_ms * 1e6), launches = sample->launches;
-  uint64_t bound = since_mark(ring, sample, measured);
-  bool shared = contended(row);
+  ring->passed_ns += since_mark(ring, sample, measured * launches);
+  bool shared = contended(ring, row);
   learn(sample->cost, measured, shared);
   uint64_t settled = shared ? atomic_load(&sample->cost->estimate_ns) : measured;
-  if (launches && settled > bound / launches) settled = bound / launches;
-  tf_correct(row, ((int64_t)settled - (int64_t)sample->estimate_ns) * (int64_t)launches,
-             sample->begun_ns);
+  uint64_t together = settled * launches;
+  if (together > ring->passed_ns) together = ring->passed_ns;
+  ring->passed_ns -= together;
+  /* Streams end out of order, so what one sample leaves of the time counts for the next, but not idle time. */
+  if (ring->passed_ns > CARRY_NS) ring->passed_ns = CARRY_NS;
+  tf_correct(row, (int64_t)together - (int64_t)(sample->estimate_ns * launches), sample->begun_ns);
   uint32_t longest = (uint32_t)(settled / 1000);
   if (longest > atomic_load(&tf_ledger->states[row].longest_us))
     atomic_store(&tf_ledger->states[row].longest_us, longest);

@@ -100,6 +100,8 @@ struct tf_cost {
 struct tf_cost *tf_cost_of(uint64_t key, uint64_t blocks);
 void tf_cost_forget(uint64_t key);
 bool tf_sample_due(const struct tf_cost *cost);
+bool tf_sample_overdue(const struct tf_cost *cost); /* no turn began for long: any launch will do */
+void tf_note_stream(const struct tf_launch *launch); /* work on several streams may overlap */
 struct tf_sample *tf_sample_begin(struct tf_launch *launch);
 void tf_sample_end(struct tf_launch *launch, struct tf_sample *sample, CUresult result);
 bool tf_harvest(int row);                   /* reads finished samples; true while any is under way */

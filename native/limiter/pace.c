@@ -111,30 +111,34 @@ static CUresult refuse_or_wait(void) {
 }
 
 /* A process reserves a quantum at a time and takes its turns in the order of the reservations, so the processes of a
- * worker share evenly and most launches touch no shared line. */
-static void spend(int row, uint64_t estimate, uint32_t share) {
+ * worker share evenly and most launches touch no shared line. Returns whether this launch begins a turn. */
+static bool spend(int row, uint64_t estimate, uint32_t share) {
   int64_t left = atomic_fetch_sub(&allowances[row], (int64_t)estimate) - (int64_t)estimate;
-  if (LIKELY(left >= 0)) return;
+  if (LIKELY(left >= 0)) return false;
   struct tf_device_state *state = &tf_ledger->states[row];
   uint64_t quantum = QUANTUM_NS * share / TF_WHOLE_DEVICE_PPM;
   uint64_t wanted = estimate > quantum ? estimate : quantum;
   uint64_t turn = move(state, (double)wanted * trim_of(state) / share, tf_now(), share);
-  atomic_fetch_add(&state->charged_ns, wanted);
   hold(row, turn, share);
+  /* Charged when it may run, not when it was reserved: only so can charges be compared with what is measured. */
+  atomic_fetch_add(&state->charged_ns, wanted);
   atomic_fetch_add(&allowances[row], (int64_t)wanted);
+  return true;
 }
 
 static void admit(struct tf_launch *launch, const struct tf_view *view, uint64_t key, uint64_t blocks) {
   struct tf_cost *cost = launch->cost = tf_cost_of(key, blocks);
   atomic_fetch_add_explicit(&cost->launches, 1, memory_order_relaxed);
+  tf_note_stream(launch);
   bool due = tf_sample_due(cost);
   if (due) {
     tf_sampler_start();
     wait_for_samples(launch);
   }
   launch->estimate_ns = atomic_load_explicit(&cost->estimate_ns, memory_order_relaxed);
-  spend(launch->row, launch->estimate_ns, share_of(&view->rows[launch->row]));
-  if (due) launch->sample = tf_sample_begin(launch);
+  bool first = spend(launch->row, launch->estimate_ns, share_of(&view->rows[launch->row]));
+  /* The first launch of a turn finds the device free of our own work, so it does not wait between its events. */
+  if (due && (first || tf_sample_overdue(cost))) launch->sample = tf_sample_begin(launch);
 }
 
 CUresult tf_admit(struct tf_launch *launch, uint64_t key, uint64_t blocks, CUstream stream, bool per_thread) {

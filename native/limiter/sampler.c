@@ -3,6 +3,7 @@
  * what the measurement can resolve. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,11 +24,13 @@ struct follower {
   nvmlDevice_t handle;
   bool known, failed, based; /* based: the last stamp's charges are known */
   unsigned long long last_us;
-  double measured, charged, span, trim;
+  unsigned own_rows; /* processes of this worker in the latest measurement */
+  double measured, charged, resolution, trim;
   uint64_t times[HISTORY], charges[HISTORY], count, charged_at_last, busy_at_last;
 };
 
 static _Atomic bool started;
+static sem_t running;
 
 void tf_sampler_after_fork(void) { atomic_store(&started, false); }
 
@@ -69,9 +72,10 @@ static bool is_ours(unsigned pid, uint64_t space) {
 
 static void publish(struct follower *follower, struct tf_device_state *state) {
   double difference = follower->measured - follower->charged;
-  /* Alone on the device the charges are exact, and only what cannot be noise may move them. */
-  double noise = RESOLUTION * follower->span + 2e3 * atomic_load(&state->longest_us);
-  if (atomic_load(&state->contended)) noise = 0;
+  /* Alone on the device the charges are exact, and only what cannot be noise may move them. Beside others a lone
+   * process follows the measurement; of several, each one's percentage is rounded for itself. */
+  double noise = follower->resolution + 2e3 * atomic_load(&state->longest_us);
+  if (atomic_load(&state->contended) && follower->own_rows < 2) noise = 0;
   double target = 1;
   if (follower->charged > 0 && (difference > noise || -difference > noise))
     target = follower->measured / follower->charged;
@@ -86,7 +90,7 @@ static void account(struct follower *follower, struct tf_device_state *state, ui
   uint64_t charged = charged_at(follower, until);
   follower->measured = follower->measured * FORGET + busy_ns;
   follower->charged = follower->charged * FORGET + (double)(int64_t)(charged - follower->charged_at_last);
-  follower->span = follower->span * FORGET + span_ns;
+  follower->resolution = follower->resolution * FORGET + RESOLUTION * span_ns * (follower->own_rows ? follower->own_rows : 1);
   follower->charged_at_last = charged;
   publish(follower, state);
   uint32_t longest = atomic_load(&state->longest_us);
@@ -122,7 +126,7 @@ static void measure(struct follower *follower, int row, uint64_t now) {
     follower->last_us = at_us;
     return;
   }
-  unsigned count = ROWS, own = 0, others = 0;
+  unsigned count = ROWS, own = 0, own_rows = 0, others = 0;
   unsigned long long newest = 0;
   if (follower->failed ||
       REAL(nvmlDeviceGetProcessUtilization)(follower->handle, samples, &count, follower->last_us))
@@ -130,13 +134,18 @@ static void measure(struct follower *follower, int row, uint64_t now) {
   uint64_t space = tf_pid_namespace();
   for (unsigned i = 0; i < count && i < ROWS; i++) {
     if (samples[i].timeStamp > newest) newest = samples[i].timeStamp;
-    if (is_ours(samples[i].pid, space)) own += samples[i].smUtil;
-    else others += samples[i].smUtil;
+    if (is_ours(samples[i].pid, space)) {
+      own += samples[i].smUtil;
+      own_rows += samples[i].smUtil > 0;
+    } else {
+      others += samples[i].smUtil;
+    }
   }
   if (newest <= follower->last_us) return;
   /* Of several processes each percentage is its own time; together they cannot have had more than all of it. */
   if (own > 100) own = 100;
-  atomic_store(&state->contended, others > 0);
+  atomic_store(&state->contended, others > 0 || own_rows > 1);
+  follower->own_rows = own_rows;
   double span = (double)(newest - follower->last_us) * 1e3;
   uint64_t until = stamp_to_ns(newest, now);
   if (follower->based && span < 1e9) account(follower, state, until, span * own / 100, span);
@@ -162,6 +171,8 @@ static void *run(void *unused) {
   (void)unused;
   struct follower *followers = calloc(TF_DEVICES, sizeof *followers);
   bool elected = false;
+  tf_wait_until(tf_now()); /* on the simulator's clock from now on */
+  sem_post(&running);
   tf_load_management();
   REAL(nvmlInit_v2)();
   tf_wait_until(tf_now() + PERIOD_NS);
@@ -182,6 +193,7 @@ void tf_sampler_start(void) {
   bool no = false;
   if (LIKELY(atomic_load_explicit(&started, memory_order_relaxed))) return;
   if (!atomic_compare_exchange_strong(&started, &no, true)) return;
+  sem_init(&running, 0, 0);
   pthread_attr_t attributes;
   pthread_t thread;
   sigset_t all, before;
@@ -190,7 +202,9 @@ void tf_sampler_start(void) {
   pthread_sigmask(SIG_SETMASK, &all, &before);
   pthread_attr_init(&attributes);
   pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-  pthread_create(&thread, &attributes, run, NULL);
+  bool created = !pthread_create(&thread, &attributes, run, NULL);
   pthread_attr_destroy(&attributes);
   pthread_sigmask(SIG_SETMASK, &before, NULL);
+  /* Simulated time must not run away from a thread that has not seen it yet. */
+  while (created && sem_wait(&running)) continue;
 }

@@ -111,7 +111,7 @@ static void detach_stalled(void) {
 static void wait_virtual(uint64_t when_ns) {
   sim_clock_enter();
   sim_lock();
-  if (my_waiter == SIM_NONE) {
+  if (my_waiter == SIM_NONE || when_ns <= atomic_load(&sim->virtual_now_ns)) {
     sim_unlock();
     return;
   }

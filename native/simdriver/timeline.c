@@ -3,7 +3,7 @@
  * There are no executor threads. The state is advanced lazily, event by event, by whoever holds the lock, so it is
  * a function of the enqueues alone and works the same in wall and in virtual time and across processes.
  * Kernels are not preempted. Of the streams whose next command is a kernel, the one whose process has received the
- * least SM time goes first, and nobody overtakes it when it does not fit yet. */
+ * least SM time goes first, of its streams the one that waits longest, and nobody overtakes it when it does not fit yet. */
 #include <string.h>
 
 #include "sim.h"
@@ -105,6 +105,12 @@ static void start(struct sim_device *device, uint32_t index, uint64_t now) {
   owner(stream)->service += item->sms * command->duration_ns;
 }
 
+/* The streams of one process take turns. */
+static bool goes_before(const struct sim_stream *one, const struct sim_stream *other) {
+  uint64_t service = owner(one)->service, other_service = owner(other)->service;
+  return service < other_service || (service == other_service && one->started_ns < other->started_ns);
+}
+
 /* Start whatever can start at this moment. */
 static void dispatch(struct sim_device *device, uint64_t now) {
   for (bool again = true; again;) {
@@ -123,8 +129,7 @@ static void dispatch(struct sim_device *device, uint64_t now) {
       const struct sim_command *command = &stream->queue[stream->head % SIM_QUEUE];
       if (command->kind == SIM_COPY && !device->engine_busy[command->engine]) {
         start(device, index, now);
-      } else if (command->kind == SIM_KERNEL &&
-                 (best == SIM_NONE || owner(stream)->service < owner(&sim->streams[best])->service)) {
+      } else if (command->kind == SIM_KERNEL && (best == SIM_NONE || goes_before(stream, &sim->streams[best]))) {
         best = index;
       }
     }

@@ -140,6 +140,25 @@ def test_why_works_on_a_snapshot_as_on_the_server(on_plane, cli, tmp_path) -> No
     assert f'pods "nobody" not found in {file}' in missing.stderr
 
 
+def test_history_tells_who_held_a_gpu_and_why(on_plane, applied) -> None:
+    gpus = json.loads(on_plane("get", "gpus", "-o", "json").stdout)["items"]
+    used = next(g for g in gpus if g["status"].get("runningApps"))
+    name = used["metadata"]["name"]
+
+    answer = json.loads(on_plane("history", "gpu", name, "-o", "json").stdout)
+    table = on_plane("history", "gpu", name).stdout
+    early = on_plane("history", "gpu", name, "--at", "2020-01-01T00:00:00Z").stdout
+
+    assert answer["held"]
+    assert answer["entries"][0]["operation"] == "allocate"
+    assert "placed by" in answer["entries"][0]["reason"]
+    assert "placed by" in table
+    assert early.split() == ["POD", "NODE", "GPUS", "COMPUTE", "VRAM"]
+    bad = on_plane("history", "gpu", name, "--at", "yesterday")
+    assert bad.returncode == 1
+    assert "yesterday" in bad.stderr
+
+
 def test_own_verbs_in_every_format(on_plane, applied) -> None:
     for arguments in (
         ("get", "pods"),

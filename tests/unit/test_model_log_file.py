@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from tensorfusion.scheduling import log_file
 from tensorfusion.scheduling.log_file import DecisionLogFile
 
 
@@ -37,7 +38,29 @@ def test_log_file_compaction_replaces_everything_and_goes_on(tmp_path):
     log.compact(b"all\n")
     log.append(b"three\n")
     assert list(log.lines()) == [b"all\n", b"three\n"]
-    assert os.listdir(tmp_path) == ["log"]
+    assert sorted(os.listdir(tmp_path)) == ["log", "log.000001"]
+    assert list(log.history()) == [b"one\n", b"two\n", b"all\n", b"three\n"]
+    log.close()
+
+
+def test_log_file_keeps_the_newest_segments(tmp_path, monkeypatch):
+    monkeypatch.setattr(log_file, "KEPT_SEGMENTS", 2)
+    log = DecisionLogFile(tmp_path / "log")
+    for number in range(5):
+        log.append(b"%d\n" % number)
+        log.compact(b"all\n")
+    assert sorted(os.listdir(tmp_path)) == ["log", "log.000004", "log.000005"]
+    assert list(log.history()) == [b"all\n", b"3\n", b"all\n", b"4\n", b"all\n"]
+    log.close()
+
+
+def test_log_file_forgets_a_segment_that_a_crash_left(tmp_path):
+    log = DecisionLogFile(tmp_path / "log")
+    log.append(b"one\n")
+    log.close()
+    os.link(tmp_path / "log", tmp_path / "log.000001")
+    log = DecisionLogFile(tmp_path / "log")
+    assert list(log.history()) == [b"one\n"]
     log.close()
 
 

@@ -47,6 +47,7 @@ class Seams:
         readiness: Named checks of ``/readyz``, beside the liveness ones.
         metrics: The exposition of ``/metrics``.
         extra_routes: Further paths (without the leading slash) to handlers; token needed.
+        slow_routes: The same for handlers that may take seconds; they run on a thread.
     """
 
     pod_logs: PodLogs | None = None
@@ -54,6 +55,7 @@ class Seams:
     readiness: dict[str, Check] = field(default_factory=dict)
     metrics: Callable[[], bytes] | None = None
     extra_routes: dict[str, Callable[[Request], Response]] = field(default_factory=dict)
+    slow_routes: dict[str, Callable[[Request], Response]] = field(default_factory=dict)
 
 
 class Application:
@@ -122,6 +124,8 @@ class Application:
         path = "/".join(segments)
         if path in self._seams.extra_routes:
             return self._seams.extra_routes[path](request)
+        if path in self._seams.slow_routes:
+            return await asyncio.to_thread(self._seams.slow_routes[path], request)
         if request.method != "GET":
             raise not_allowed(request.method) if path in ("version", "metrics") else no_route()
         if path == "version":

@@ -312,6 +312,7 @@ class ControlPlane:
             readiness={"ready": lambda: "; ".join(self.health.readiness()[1])},
             metrics=self.exposition,
             extra_routes=routes.table(),
+            slow_routes=routes.slow(),
         )
         return ApiServer(self.store, data_dir=self.data, clock=self.clock, port=port, seams=seams)
 

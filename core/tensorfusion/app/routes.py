@@ -7,7 +7,9 @@ import msgspec
 
 from tensorfusion.api import pod_view
 from tensorfusion.apiserver import PodLogRequest, Request, Response, json_response
+from tensorfusion.clock import parse_timestamp
 from tensorfusion.errors import BadRequest, NotFound
+from tensorfusion.model.history import SUBJECTS, Subject
 
 if TYPE_CHECKING:
     from tensorfusion.app.control_plane import ControlPlane
@@ -28,6 +30,29 @@ class Routes:
             "tensorfusion/ledger": self._ledger,
             "tensorfusion/counters": self._counters,
         }
+
+    def slow(self) -> dict[str, Callable[[Request], Response]]:
+        """Path to handlers that read files."""
+        return {"tensorfusion/history": self._history}
+
+    def _history(self, request: Request) -> Response:
+        kind, name = request.query.text("kind"), request.query.text("name")
+        if kind not in SUBJECTS or not name:
+            raise BadRequest(
+                f"kind must be one of {', '.join(SUBJECTS)} and name must not be empty,"
+                f" got kind {kind!r} and name {name!r}"
+            )
+        subject = msgspec.convert(
+            {"kind": kind, "name": name, "namespace": request.query.text("namespace")}, Subject
+        )
+        until: float | None = None
+        if "at" in request.query:
+            try:
+                until = parse_timestamp(request.query.text("at"))
+            except ValueError as error:
+                raise BadRequest(f"at: {error}") from error
+        found = self._plane.placer.history(subject, until)
+        return json_response(msgspec.to_builtins(found))
 
     def pod_logs(self, request: PodLogRequest) -> Iterator[bytes]:
         """Tell what a simulated pod does: it has a load profile instead of output."""

@@ -25,6 +25,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "top": ("tensorfusion.cli.observe:top", "Show use against limits, by worker and by GPU."),
     "alerts": ("tensorfusion.cli.observe:alerts", "Show alerts that are pending or firing."),
     "why": ("tensorfusion.cli.why:why", "Explain why a pod is where it is, or waits."),
+    "history": (
+        "tensorfusion.cli.history:history",
+        "Show who held what, when and why, from the decision log.",
+    ),
     "snapshot": (
         "tensorfusion.cli.snapshot:snapshot",
         "Write everything that placement looks at to a file.",

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import msgspec
+import numpy as np
 
 from tensorfusion.model.allocation import Allocation
 from tensorfusion.model.candidates import (
@@ -171,6 +172,36 @@ class Engine:
             return None
         ties = self._pool_ties.get(shape.pool, self._ties)
         return self._placement(demand, entry, tables, ties, (slot, fitting))
+
+    def alternatives(
+        self, shape: Shape, chosen: str, count: int = 2
+    ) -> tuple[int, list[tuple[str, float]]]:
+        """Tell what else was considered for a request that was just decided.
+
+        Args:
+            shape: The request.
+            chosen: Name of the node that was taken.
+            count: How many of the others to name.
+
+        Returns:
+            How many nodes may fit, by their largest free amounts; names and scores of the best
+            ones besides the one chosen.
+        """
+        entry = self._entry(self._pool_policies.get(shape.pool, self._policy), shape)
+        keys = entry.keys
+        possible = (keys != NOT_FITTING).nonzero()[0]
+        scores = keys[possible]
+        if len(possible) > count + 1:
+            best = scores.argpartition(len(scores) - count - 1)[-count - 1 :]
+        else:
+            best = np.arange(len(possible))
+        nodes = self.fleet.nodes
+        found = []
+        for position in best[scores[best].argsort(kind="stable")[::-1]].tolist():
+            node = nodes[possible[position]]
+            if node is not None and node.name != chosen:
+                found.append((node.name, int(scores[position]) / SCORE_SCALE))
+        return len(possible), found[:count]
 
     @property
     def masks(self) -> StaticMasks:

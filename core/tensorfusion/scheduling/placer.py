@@ -16,11 +16,12 @@ from tensorfusion.clock import Clock
 from tensorfusion.errors import Unavailable
 from tensorfusion.model.allocation import Allocation
 from tensorfusion.model.decision_log import LogEncoder, replay
-from tensorfusion.model.demand import Amount, Demand
+from tensorfusion.model.demand import Amount, Demand, Shape
 from tensorfusion.model.device import Device, NodeInfo
 from tensorfusion.model.engine import Engine, Placement
 from tensorfusion.model.explain import NoFit
 from tensorfusion.model.gang import GangNoFit, GangPlan, GangRequest, place_gang
+from tensorfusion.model.history import History, Subject, history
 from tensorfusion.model.ledger import AllocationRefused, Change, Ledger
 from tensorfusion.model.quota import Quota
 from tensorfusion.model.relax.answer import Relaxer
@@ -92,10 +93,11 @@ class Placer:
             found = self.engine.place(demand)
             if isinstance(found, NoFit):
                 return found
+            reason = self._reason(demand.shape, found)
             try:
                 change = self._change(
                     lambda: self.engine.reserve(demand, found),
-                    f"placed by {found.policy}, score {found.score:.2f}",
+                    reason,
                 )
             except AllocationRefused as refusal:
                 return NoFit(total=0, violations=refusal.violations, note=str(refusal))
@@ -103,6 +105,15 @@ class Placer:
             assert change.after is not None
             self._withdraw([demand.uid], "the pod found a place elsewhere")
             return found, change.after
+
+    def _reason(self, shape: Shape, chosen: Placement) -> str:
+        """Say why a place was chosen, and what else was considered."""
+        nodes, others = self.engine.alternatives(shape, chosen.node)
+        text = f"placed by {chosen.policy}, score {chosen.score:.2f}"
+        if not others:
+            return f"{text}; no other node was possible"
+        listed = ", ".join(f"{node} {score:.2f}" for node, score in others)
+        return f"{text}; best of {nodes} possible nodes, next {listed}"
 
     def relax(self, demand: Demand) -> Answer:
         """Find what would make a request fit; changes nothing."""
@@ -313,6 +324,10 @@ class Placer:
         What is tried and undone does not count, or two pods that wait would wake each other.
         """
         return self._version + self.engine.fleet.static_journal.version
+
+    def history(self, subject: Subject, until: float | None = None) -> History:
+        """Read the decisions about a subject from the log; takes seconds when the log is long."""
+        return history(self._log.history(), subject, until)
 
     def take_dirty(self) -> list[str]:
         """Return the devices whose usage changed, once."""
