@@ -19,6 +19,7 @@ UV := $(BIN)/uv
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-cluster check fix generate docs bench clean
+NATIVE_BUILD := build/native-release
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -78,6 +79,15 @@ generate-check: $(VENV)/.dev
 
 docs: $(VENV)/.dev ## Build the documentation; warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+.PHONY: native bench-verdict
+native: ## Build the limiter, the simulated driver and their programs into build/native-release
+	@missing=""; for tool in cc cmake ninja; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	if [ -n "$$missing" ]; then echo "the native part is not built: install$$missing" >&2; exit 1; fi; \
+	cmake -S native -B $(NATIVE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release >/dev/null && cmake --build $(NATIVE_BUILD)
+
+bench-verdict: native $(VENV)/.test ## What the limiter costs per call, beside the bare call, with a verdict per check
+	@$(BIN)/python tests/native/hook_cost.py $(NATIVE_BUILD)
 
 bench: $(VENV)/.dev ## Run the benchmarks and print their ratios
 	$(BIN)/python tests/bench/placement.py

@@ -101,12 +101,12 @@ struct tf_device_state {
   uint64_t peak_bytes; /* The most it ever was. */
   _Atomic uint64_t denied; /* Allocations refused at the cap. */
   _Atomic uint64_t ready_at_ns; /* When the time already spent will have been earned: launches are admitted before it. */
-  _Atomic uint64_t charged_ns; /* Device time charged so far, before trim. */
+  _Atomic uint64_t charged_ns; /* Device time charged so far, before trim; counted when it may be used, not when it is reserved. */
   _Atomic uint64_t launches; /* Launches admitted under a share, added whenever one is timed. */
   _Atomic uint64_t throttled_ns; /* Time that threads were held back. */
   _Atomic uint32_t trim_ppm; /* Measured over charged device time, in millionths. */
   _Atomic uint32_t share_ppm; /* The share that ready_at_ns was computed with. */
-  _Atomic uint32_t contended; /* 1: others are active on the device, as measured inside. */
+  _Atomic uint32_t contended; /* 1: others, or several processes of this worker, were active, as measured inside. */
   _Atomic uint32_t longest_us; /* Longest launch lately: how coarse a measurement can be. */
 };
 _Static_assert(offsetof(struct tf_device_state, used_bytes) == 0, "device_state.used_bytes");

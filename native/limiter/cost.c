@@ -2,8 +2,9 @@
  *
  * A sample is a pair of events around one launch. It stands for all launches of the same kind since the last sample,
  * so what they were charged too little or too much is made good when it is read. Two things bound it: the device time
- * of those launches cannot exceed the time between the ends of two samples; and while others use the device, a launch
- * also waits for them between its events, so then the least of the last samples counts instead of their mean. */
+ * of all launches together cannot exceed the time that passed between the ends of samples; and while other workers,
+ * processes or streams use the device, a launch also waits for them between its events, so then the least of the last
+ * samples counts instead of their mean. What overlaps is still charged as if it ran alone; the sampler trims that. */
 #include <string.h>
 
 #include "limiter.h"
@@ -14,7 +15,7 @@
 #define FIRST_SAMPLES 4u
 #define LOW_WINDOW 32u
 #define SAMPLE_EVERY_NS 1000000ull /* device time between samples: two events per millisecond are not noticed */
-#define CARRY_NS 10000000ull
+#define CARRY_NS 10000000ull       /* of the time between two ends, what later samples may still use */
 #define GUESS_NS 50000ull          /* before anything is known */
 
 struct tf_sample {
@@ -224,9 +225,7 @@ static void read_sample(struct ring *ring, int row, struct tf_sample *sample) {
   /* Streams end out of order, so what one sample leaves of the time counts for the next, but not idle time. */
   if (ring->passed_ns > CARRY_NS) ring->passed_ns = CARRY_NS;
   tf_correct(row, (int64_t)together - (int64_t)(sample->estimate_ns * launches), sample->begun_ns);
-  uint32_t longest = (uint32_t)(settled / 1000);
-  if (longest > atomic_load(&tf_ledger->states[row].longest_us))
-    atomic_store(&tf_ledger->states[row].longest_us, longest);
+  tf_note_length(&tf_ledger->states[row], settled);
 }
 
 bool tf_harvest(int row) {

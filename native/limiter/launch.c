@@ -1,4 +1,4 @@
-/* Launch calls: admit, launch, tell how it went. */
+/* Launch calls: admit, launch, tell how it went. While nothing is limited they are one comparison and a jump. */
 #include "limiter.h"
 
 static uint64_t blocks_of(unsigned x, unsigned y, unsigned z) { return (uint64_t)x * y * z; }
@@ -8,43 +8,41 @@ static uint64_t blocks_of(unsigned x, unsigned y, unsigned z) { return (uint64_t
   CUresult result = tf_admit(&launch, (uint64_t)(uintptr_t)(key), blocks, stream, per_thread);  \
   if (result) return result;                                                                    \
   result = call;                                                                                \
-  if (launch.sample || (result && launch.cost)) tf_launched(&launch, result);                                                \
+  if (launch.sample || (result && launch.cost)) tf_launched(&launch, result);                   \
   return result
 
-#define KERNEL(name, per_thread)                                                                              \
-  TF_EXPORT CUresult name(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,             \
-                          unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,        \
-                          CUstream stream, void **parameters, void **extra) {                                 \
-    CHARGED(function, blocks_of(grid_x, grid_y, grid_z), stream, per_thread,                                  \
-            REAL(name)(function, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, stream,     \
-                       parameters, extra));                                                                   \
+/* The limited path is a function of its own, so that the other one saves no registers for it. */
+#define LAUNCH(name, parameters, arguments, key, blocks, stream, per_thread)             \
+  static __attribute__((noinline)) CUresult limited_##name parameters {                  \
+    CHARGED(key, blocks, stream, per_thread, REAL(name) arguments);                      \
+  }                                                                                      \
+  TF_EXPORT CUresult name parameters {                                                   \
+    return tf_gate_is_open() ? REAL(name) arguments : limited_##name arguments;          \
   }
-KERNEL(cuLaunchKernel, false)
-KERNEL(cuLaunchKernel_ptsz, true)
 
-#define COOPERATIVE(name, per_thread)                                                                         \
-  TF_EXPORT CUresult name(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,             \
-                          unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,        \
-                          CUstream stream, void **parameters) {                                               \
-    CHARGED(function, blocks_of(grid_x, grid_y, grid_z), stream, per_thread,                                  \
-            REAL(name)(function, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, stream,     \
-                       parameters));                                                                          \
-  }
-COOPERATIVE(cuLaunchCooperativeKernel, false)
-COOPERATIVE(cuLaunchCooperativeKernel_ptsz, true)
+#define SHAPE                                                                                                  \
+  CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, \
+      unsigned block_z, unsigned shared_bytes, CUstream stream, void **parameters
+#define SHAPE_VALUES \
+  function, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, stream, parameters
+#define SHAPE_BLOCKS blocks_of(grid_x, grid_y, grid_z)
 
-#define EXTENDED(name, per_thread)                                                                            \
-  TF_EXPORT CUresult name(const CUlaunchConfig *config, CUfunction function, void **parameters, void **extra) { \
-    if (!config) return REAL(name)(config, function, parameters, extra);                                      \
-    CHARGED(function, blocks_of(config->gridDimX, config->gridDimY, config->gridDimZ), config->hStream,       \
-            per_thread, REAL(name)(config, function, parameters, extra));                                     \
-  }
-EXTENDED(cuLaunchKernelEx, false)
-EXTENDED(cuLaunchKernelEx_ptsz, true)
+LAUNCH(cuLaunchKernel, (SHAPE, void **extra), (SHAPE_VALUES, extra), function, SHAPE_BLOCKS, stream, false)
+LAUNCH(cuLaunchKernel_ptsz, (SHAPE, void **extra), (SHAPE_VALUES, extra), function, SHAPE_BLOCKS, stream, true)
+LAUNCH(cuLaunchCooperativeKernel, (SHAPE), (SHAPE_VALUES), function, SHAPE_BLOCKS, stream, false)
+LAUNCH(cuLaunchCooperativeKernel_ptsz, (SHAPE), (SHAPE_VALUES), function, SHAPE_BLOCKS, stream, true)
 
-#define GRAPH(name, per_thread)                                                     \
-  TF_EXPORT CUresult name(CUgraphExec executable, CUstream stream) {                \
-    CHARGED(executable, 0, stream, per_thread, REAL(name)(executable, stream));     \
-  }
-GRAPH(cuGraphLaunch, false)
-GRAPH(cuGraphLaunch_ptsz, true)
+static uint64_t config_blocks(const CUlaunchConfig *config) {
+  return config ? blocks_of(config->gridDimX, config->gridDimY, config->gridDimZ) : 0; /* the driver refuses none */
+}
+static CUstream config_stream(const CUlaunchConfig *config) { return config ? config->hStream : NULL; }
+#define CONFIG const CUlaunchConfig *config, CUfunction function, void **parameters, void **extra
+
+LAUNCH(cuLaunchKernelEx, (CONFIG), (config, function, parameters, extra), function, config_blocks(config),
+       config_stream(config), false)
+LAUNCH(cuLaunchKernelEx_ptsz, (CONFIG), (config, function, parameters, extra), function, config_blocks(config),
+       config_stream(config), true)
+
+LAUNCH(cuGraphLaunch, (CUgraphExec executable, CUstream stream), (executable, stream), executable, 0, stream, false)
+LAUNCH(cuGraphLaunch_ptsz, (CUgraphExec executable, CUstream stream), (executable, stream), executable, 0, stream,
+       true)

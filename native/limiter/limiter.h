@@ -44,6 +44,14 @@ struct tf_process *tf_self(void);           /* this process's slot; NULL: none c
 int tf_row_of_uuid(const char *uuid);
 int tf_row_of_device(CUdevice device);
 int tf_current_row(void);                   /* of the current context's device */
+/* One comparison tells that no launch is limited: the word is the limits' sequence, the value the one they had. */
+extern const _Atomic uint32_t *_Atomic tf_gate_word;
+extern _Atomic uint32_t tf_gate_value;
+static inline bool tf_gate_is_open(void) {
+  const _Atomic uint32_t *word = atomic_load_explicit(&tf_gate_word, memory_order_relaxed);
+  return atomic_load_explicit(word, memory_order_relaxed) ==
+         atomic_load_explicit(&tf_gate_value, memory_order_relaxed);
+}
 bool tf_owner_is_silent(const struct tf_view *view);
 bool tf_refused(void);                      /* closed policy and a fault of ours: hold work back. Counts either way */
 void tf_region_after_fork(void);
@@ -86,6 +94,10 @@ struct tf_launch {
 };
 CUresult tf_admit(struct tf_launch *launch, uint64_t key, uint64_t blocks, CUstream stream, bool per_thread);
 void tf_launched(struct tf_launch *launch, CUresult result);
+static inline void tf_note_length(struct tf_device_state *state, uint64_t device_ns) {
+  uint32_t longest = (uint32_t)(device_ns / 1000);
+  if (longest > atomic_load(&state->longest_us)) atomic_store(&state->longest_us, longest);
+}
 void tf_rescale(const struct tf_view *view);
 
 /* cost.c: what launches cost, learned from events around some of them. */

@@ -8,7 +8,7 @@
 
 #define QUANTUM_NS 2000000ull      /* wall time that is reserved at once: one sleep per quantum */
 #define CREDIT_NS 10000000ull      /* device time that may be saved up, for sleeps that end late */
-#define DEBT_NS 60000000000ull     /* nobody waits longer than this for one mistake */
+#define DEBT_NS 60000000000ull     /* no launch waits longer than this for its turn */
 #define WINDOW_NS 20000000ull      /* charged device time under way per process, so that a decision acts soon */
 #define WINDOW_WAIT_NS 250000000ull /* then the launch goes out all the same: kernels may wait for each other */
 #define UNKNOWN_WAIT_NS 100000000ull
@@ -35,8 +35,8 @@ static uint64_t move(struct tf_device_state *state, double wall_ns, uint64_t sin
   uint64_t ready = atomic_load_explicit(&state->ready_at_ns, memory_order_relaxed), start, next;
   do {
     start = ready > floor ? ready : floor;
+    if (start > now + DEBT_NS) start = now + DEBT_NS;
     double moved = (double)(int64_t)(start - now) + wall_ns;
-    if (moved > (double)DEBT_NS) moved = (double)DEBT_NS;
     /* A refund cannot reach back beyond the credit either. */
     next = moved < 0 && (uint64_t)-moved > now - floor ? floor : now + (uint64_t)(int64_t)moved;
   } while (!atomic_compare_exchange_weak(&state->ready_at_ns, &ready, next));
@@ -69,6 +69,7 @@ static void hold(int row, uint64_t turn, uint32_t share) {
   uint64_t start = tf_now(), now = start;
   while (turn > now) {
     tf_wait_until(turn < now + LOOK_AGAIN_NS ? turn : now + LOOK_AGAIN_NS);
+    tf_harvest(row); /* a late correction could not be compared with what was measured meanwhile */
     uint32_t changed = share_of(&tf_view()->rows[row]);
     uint64_t ready = atomic_load(&state->ready_at_ns);
     now = tf_now();
@@ -120,6 +121,7 @@ static bool spend(int row, uint64_t estimate, uint32_t share) {
   uint64_t wanted = estimate > quantum ? estimate : quantum;
   uint64_t turn = move(state, (double)wanted * trim_of(state) / share, tf_now(), share);
   hold(row, turn, share);
+  tf_note_length(state, estimate);
   /* Charged when it may run, not when it was reserved: only so can charges be compared with what is measured. */
   atomic_fetch_add(&state->charged_ns, wanted);
   atomic_fetch_add(&allowances[row], (int64_t)wanted);

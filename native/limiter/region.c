@@ -30,6 +30,11 @@ static _Atomic int8_t rows_of_ordinals[ORDINALS]; /* row + 2; 0: not looked up, 
 static _Atomic int visible_devices;
 static bool closed_by_environment;
 
+#define GATE_SHUT UINT32_MAX /* a sequence is even, or odd only while it is written */
+static const _Atomic uint32_t no_worker;
+const _Atomic uint32_t *_Atomic tf_gate_word = &no_worker;
+_Atomic uint32_t tf_gate_value = GATE_SHUT;
+
 static uint64_t checksum(const struct tf_view *view) {
   /* FNV-1a, 64 bit (Fowler, Noll, Vo): catches a torn or foreign write; it is no protection from an attacker. */
   uint64_t hash = 0xcbf29ce484222325ull;
@@ -60,6 +65,14 @@ static bool copy_limits(struct tf_view *view, uint32_t *sequence) {
   return false;
 }
 
+/* Opens the gate for launches until the limits change, if these hold none of them back. */
+static void set_gate(const struct tf_view *view, uint32_t sequence) {
+  bool open = !view->heartbeat_needed;
+  for (uint32_t i = 0; i < view->device_count; i++)
+    if (view->rows[i].compute_ppm && view->rows[i].compute_ppm < TF_WHOLE_DEVICE_PPM) open = false;
+  atomic_store(&tf_gate_value, open ? sequence : GATE_SHUT);
+}
+
 static void reload(void) {
   if (pthread_mutex_trylock(&reload_lock)) return; /* somebody is at it; the old limits hold for a moment longer */
   const struct tf_view *now = atomic_load(&current);
@@ -69,6 +82,7 @@ static void reload(void) {
     atomic_store(&current, next);
     atomic_store(&seen_sequence, sequence);
     tf_rescale(next);
+    set_gate(next, sequence);
   } else {
     static uint64_t told_at;
     uint64_t moment = tf_now();
@@ -180,6 +194,7 @@ static void in_child(void) {
 void tf_region_after_fork(void) {
   /* The parent's slot stays the parent's. The child attaches anew when it calls us. */
   atomic_store(&self, NULL);
+  atomic_store(&tf_gate_value, GATE_SHUT);
   if (atomic_load(&mode) == TF_ATTACHED) atomic_store(&mode, TF_UNKNOWN);
   pthread_mutex_init(&attach_lock, NULL);
   pthread_mutex_init(&reload_lock, NULL);
@@ -190,7 +205,10 @@ static enum tf_mode attach(void) {
   const char *policy = getenv("TENSORFUSION_FAULT_POLICY");
   static bool registered;
   closed_by_environment = policy && !strcmp(policy, "closed");
-  if (!folder || !*folder) return TF_OFF;
+  if (!folder || !*folder) {
+    atomic_store(&tf_gate_value, 0);
+    return TF_OFF;
+  }
   const char *problem = tf_ledger && tf_limits ? NULL : open_region(folder);
   if (!problem) {
     atomic_store(&self, claim());
@@ -208,6 +226,8 @@ static enum tf_mode attach(void) {
     pthread_atfork(NULL, NULL, in_child);
   }
   tf_rescale(atomic_load(&current));
+  atomic_store(&tf_gate_word, &tf_limits->sequence);
+  set_gate(atomic_load(&current), atomic_load(&seen_sequence));
   tf_attest("enforced", "");
   return TF_ATTACHED;
 }

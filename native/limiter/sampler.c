@@ -13,6 +13,7 @@
 
 #define PERIOD_NS 100000000ull
 #define HISTORY 64u
+#define IDLE_NS 500000000ull   /* a stamp may come so late */
 #define FORGET 0.95          /* per period: a memory of two seconds */
 #define RESOLUTION 0.006     /* whole percents, rounded */
 #define SMOOTHING 0.25
@@ -22,11 +23,12 @@
 
 struct follower {
   nvmlDevice_t handle;
-  bool known, failed, based; /* based: the last stamp's charges are known */
+  bool known, failed, own_seen, based; /* based: the last stamp's charges are known */
   unsigned long long last_us;
+  unsigned compared; /* measurements that could be compared, up to a few */
   unsigned own_rows; /* processes of this worker in the latest measurement */
   double measured, charged, resolution, trim;
-  uint64_t times[HISTORY], charges[HISTORY], count, charged_at_last, busy_at_last;
+  uint64_t times[HISTORY], charges[HISTORY], count, charged_at_last, busy_at_last, seen_ns;
 };
 
 static _Atomic bool started;
@@ -81,7 +83,9 @@ static void publish(struct follower *follower, struct tf_device_state *state) {
     target = follower->measured / follower->charged;
   if (target < LEAST_TRIM) target = LEAST_TRIM;
   if (target > MOST_TRIM) target = MOST_TRIM;
-  follower->trim += SMOOTHING * (target - follower->trim);
+  /* What stands out from the noise at the start is believed at once. */
+  double smoothing = noise > 0 && follower->compared < 1 / SMOOTHING ? 1.0 / ++follower->compared : SMOOTHING;
+  follower->trim += smoothing * (target - follower->trim);
   atomic_store(&state->trim_ppm, (uint32_t)(follower->trim * TF_WHOLE_DEVICE_PPM));
 }
 
@@ -90,9 +94,10 @@ static void account(struct follower *follower, struct tf_device_state *state, ui
   uint64_t charged = charged_at(follower, until);
   follower->measured = follower->measured * FORGET + busy_ns;
   follower->charged = follower->charged * FORGET + (double)(int64_t)(charged - follower->charged_at_last);
-  follower->resolution = follower->resolution * FORGET + RESOLUTION * span_ns * (follower->own_rows ? follower->own_rows : 1);
+  unsigned rows = follower->own_rows ? follower->own_rows : 1;
+  follower->resolution = follower->resolution * FORGET + RESOLUTION * span_ns * rows;
   follower->charged_at_last = charged;
-  publish(follower, state);
+  if (busy_ns > 0) publish(follower, state);
   uint32_t longest = atomic_load(&state->longest_us);
   atomic_store(&state->longest_us, longest - longest / 16);
 }
@@ -102,9 +107,7 @@ static void rebase(struct follower *follower, uint64_t when) {
   follower->charged_at_last = charged_at(follower, when);
 }
 
-static void measure(struct follower *follower, int row, uint64_t now) {
-  static nvmlProcessUtilizationSample_t samples[ROWS];
-  struct tf_device_state *state = &tf_ledger->states[row];
+static void note_charges(struct follower *follower, uint64_t charged, uint64_t now) {
   uint64_t before = follower->times[(follower->count + HISTORY - 1) % HISTORY];
   if (follower->count && now - before > 5 * PERIOD_NS) {
     /* The thread was kept from running; what lies between is not known. */
@@ -113,24 +116,40 @@ static void measure(struct follower *follower, int row, uint64_t now) {
   }
   uint64_t slot = follower->count++ % HISTORY;
   follower->times[slot] = now;
-  follower->charges[slot] = atomic_load(&state->charged_ns);
-  const struct tf_device_limit *limit = &tf_view()->rows[row];
-  if (limit->measured_at_ns) {
-    /* The owner measures from outside, where process ids are true. */
-    unsigned long long at_us = limit->measured_at_ns / 1000;
-    if (follower->based && at_us > follower->last_us)
-      account(follower, state, limit->measured_at_ns, (double)(limit->measured_busy_ns - follower->busy_at_last),
-              (double)(at_us - follower->last_us) * 1e3);
-    else if (!follower->based) rebase(follower, limit->measured_at_ns);
-    follower->busy_at_last = limit->measured_busy_ns;
-    follower->last_us = at_us;
-    return;
-  }
+  follower->charges[slot] = charged;
+}
+
+/* The owner measures from outside, where process ids are true. */
+static void read_owner(struct follower *follower, struct tf_device_state *state, const struct tf_device_limit *limit) {
+  unsigned long long at_us = limit->measured_at_ns / 1000;
+  if (follower->based && at_us > follower->last_us)
+    account(follower, state, limit->measured_at_ns, (double)(limit->measured_busy_ns - follower->busy_at_last),
+            (double)(at_us - follower->last_us) * 1e3);
+  else if (!follower->based) rebase(follower, limit->measured_at_ns);
+  follower->busy_at_last = limit->measured_busy_ns;
+  follower->last_us = at_us;
+}
+
+/* No process was busy since the last stamp. Without this step, a launch after a pause would be charged in the pause
+ * and measured after it. */
+static void step_idle(struct follower *follower, struct tf_device_state *state, uint64_t now) {
+  if (!follower->last_us || now - follower->seen_ns < IDLE_NS + PERIOD_NS) return;
+  uint64_t span = now - follower->seen_ns - IDLE_NS;
+  follower->seen_ns += span;
+  follower->last_us += span / 1000;
+  uint64_t until = stamp_to_ns(follower->last_us, now);
+  if (follower->based) account(follower, state, until, 0, (double)span);
+  else rebase(follower, until);
+}
+
+static void read_library(struct follower *follower, struct tf_device_state *state, uint64_t now) {
+  static nvmlProcessUtilizationSample_t samples[ROWS];
   unsigned count = ROWS, own = 0, own_rows = 0, others = 0;
   unsigned long long newest = 0;
-  if (follower->failed ||
-      REAL(nvmlDeviceGetProcessUtilization)(follower->handle, samples, &count, follower->last_us))
-    return;
+  if (follower->failed) return;
+  nvmlReturn_t result = REAL(nvmlDeviceGetProcessUtilization)(follower->handle, samples, &count, follower->last_us);
+  if (result == NVML_ERROR_NOT_FOUND) step_idle(follower, state, now);
+  if (result) return;
   uint64_t space = tf_pid_namespace();
   for (unsigned i = 0; i < count && i < ROWS; i++) {
     if (samples[i].timeStamp > newest) newest = samples[i].timeStamp;
@@ -146,11 +165,23 @@ static void measure(struct follower *follower, int row, uint64_t now) {
   if (own > 100) own = 100;
   atomic_store(&state->contended, others > 0 || own_rows > 1);
   follower->own_rows = own_rows;
+  follower->own_seen |= own > 0;
   double span = (double)(newest - follower->last_us) * 1e3;
   uint64_t until = stamp_to_ns(newest, now);
-  if (follower->based && span < 1e9) account(follower, state, until, span * own / 100, span);
+  /* Where process ids mean something else, as in some containers, nothing of ours is ever seen: then nothing is
+   * compared either. */
+  if (follower->based && follower->own_seen && span < 1e9) account(follower, state, until, span * own / 100, span);
   else rebase(follower, until);
   follower->last_us = newest;
+  follower->seen_ns = now;
+}
+
+static void measure(struct follower *follower, int row, uint64_t now) {
+  struct tf_device_state *state = &tf_ledger->states[row];
+  const struct tf_device_limit *limit = &tf_view()->rows[row];
+  note_charges(follower, atomic_load(&state->charged_ns), now);
+  if (limit->measured_at_ns) read_owner(follower, state, limit);
+  else read_library(follower, state, now);
 }
 
 static void follow(struct follower *followers) {

@@ -14,7 +14,8 @@
  *     interval_ms=1000
  *     device=0
  *     churn=0          bytes allocated and freed around every launch
- *     hold=0           bytes allocated once */
+ *     hold=0           bytes allocated once
+ *     deadline_s=0     wall time after which the program is ended by SIGALRM, whatever it waits for; 0: never */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdbool.h>
@@ -37,7 +38,8 @@ static int (*sim_truth)(int, uint64_t *, uint64_t *, uint64_t *, uint64_t *);
 #define STREAMS 16
 
 static struct {
-  uint64_t kernel_us, then_us, phase_s, grid, seconds, nodes, sync, streams, duty, interval_ms, device, churn, hold;
+  uint64_t kernel_us, then_us, phase_s, grid, seconds, nodes, sync, streams, duty, interval_ms, device, churn, hold,
+      deadline_s;
 } given = {.kernel_us = 1000, .grid = 108, .seconds = 10, .nodes = 10, .streams = 1, .duty = 100, .interval_ms = 1000};
 static char kind[16] = "plain";
 
@@ -86,7 +88,8 @@ static void read_arguments(int count, char **arguments) {
                  {"grid", &given.grid},           {"seconds", &given.seconds}, {"nodes", &given.nodes},
                  {"sync", &given.sync},           {"streams", &given.streams}, {"duty", &given.duty},
                  {"interval_ms", &given.interval_ms}, {"device", &given.device}, {"churn", &given.churn},
-                 {"hold", &given.hold}};
+                 {"hold", &given.hold},
+                 {"deadline_s", &given.deadline_s}};
   for (int i = 1; i < count; i++) {
     char *value = strchr(arguments[i], '=');
     bool known = value != NULL;
@@ -171,6 +174,7 @@ static void loop(void) {
 
 int main(int count, char **arguments) {
   read_arguments(count, arguments);
+  alarm((unsigned)given.deadline_s);
   load_driver();
   CUcontext context;
   CUmodule module;

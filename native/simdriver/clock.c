@@ -36,7 +36,7 @@ static void wake(struct sim_waiter *waiter) {
 /* Lock held. Jump to the earliest wake-up when nobody runs; wake those whose time has come. */
 static void try_advance(void) {
   uint64_t earliest = SIM_FOREVER;
-  if (sim->joined_waiters < sim->expected_waiters) return;
+  if (sim->joined_processes < sim->expected_processes) return;
   for (uint32_t i = 0; i < sim->waiter_high; i++) {
     struct sim_waiter *waiter = &sim->waiters[i];
     if (waiter->state == SIM_ACTIVE) return;
@@ -88,7 +88,9 @@ static void join_clock(void) {
   my_pid = (uint32_t)getpid();
   sim->waiters[slot].state = SIM_ACTIVE;
   sim->waiters[slot].pid = my_pid;
-  sim->joined_waiters++;
+  static uint32_t counted_pid;
+  if (counted_pid != my_pid) sim->joined_processes++;
+  counted_pid = my_pid;
   pthread_once(&leave_once, make_key);
   pthread_setspecific(leave_key, (void *)1);
 }
@@ -127,7 +129,7 @@ static void wait_virtual(uint64_t when_ns) {
     if (now != seen_now || !seen_at) {
       seen_now = now;
       seen_at = wall;
-    } else if (wall - seen_at > DETACH_AFTER_NS && sim->joined_waiters >= sim->expected_waiters) {
+    } else if (wall - seen_at > DETACH_AFTER_NS && sim->joined_processes >= sim->expected_processes) {
       detach_stalled();
       continue;
     }

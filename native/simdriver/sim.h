@@ -97,7 +97,7 @@ struct sim_waiter {
 
 struct sim_state {
   _Atomic uint32_t ready;
-  uint32_t version, virtual_time, device_count, cuda_version, expected_waiters, joined_waiters;
+  uint32_t version, virtual_time, device_count, cuda_version, expected_processes, joined_processes;
   char driver_version[32];
   uint32_t stream_hint, event_hint, waiter_high, process_high;
   uint64_t sample_period_ns;

@@ -49,7 +49,7 @@ static void set_machine(struct sim_state *state, const char *key, const char *va
   uint64_t number = strtoull(value, NULL, 10);
   if (!strcmp(key, "virtual_time")) state->virtual_time = (uint32_t)number;
   else if (!strcmp(key, "cuda_version")) state->cuda_version = (uint32_t)number;
-  else if (!strcmp(key, "expected_waiters")) state->expected_waiters = (uint32_t)number;
+  else if (!strcmp(key, "expected_processes")) state->expected_processes = (uint32_t)number;
   else if (!strcmp(key, "sample_period_ms")) state->sample_period_ns = number * 1000000ull;
   else if (!strcmp(key, "driver_version"))
     snprintf(state->driver_version, sizeof state->driver_version, "%s", value);

@@ -3,12 +3,23 @@
 import ctypes as C  # noqa: N812 - tests write many C types in one line
 import json
 import os
+import signal
 import sys
 import threading
 import time
 
 MIB = 1 << 20
 OUT_OF_MEMORY = 2
+PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent():
+    """Die with the process that started this one, however it dies."""
+    C.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+end_with_parent()
+os.register_at_fork(after_in_child=end_with_parent)
 cuda = C.CDLL("libcuda.so.1")
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from tensorfusion_native.region import DeviceLimit, WorkerRegion
 
 TESTS = Path(__file__).parents[1]
+ROOT = TESTS.parent
 MIB = 1 << 20
 GIB = 1 << 30
 CONTEXT = 300 * MIB
+DEADLINE_S = 60  # wall time; no test waits longer
 
 
 def uuid(index=0):
@@ -101,6 +103,7 @@ class Worker:
         return result(self.start(code, **environment))
 
     def load(self, **arguments):
+        arguments = {"deadline_s": DEADLINE_S} | arguments
         command = [str(self.machine.build / "tf-load"), *(f"{k}={v}" for k, v in arguments.items())]
         return self.machine.start(command, **self.environment())
 
