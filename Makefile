@@ -30,9 +30,10 @@ $(VENV)/.uv:
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
 	@touch $@
 
-$(VENV)/.runtime: $(VENV)/.uv pyproject.toml vendors/simulated/pyproject.toml vendors/nvidia/pyproject.toml
+$(VENV)/.runtime: $(VENV)/.uv pyproject.toml native/pyproject.toml vendors/simulated/pyproject.toml vendors/nvidia/pyproject.toml
 	@echo "installing tensorfusion and its vendor plugins"
-	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet --compile-bytecode -e . -e vendors/simulated -e vendors/nvidia
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet --compile-bytecode -e . -e native -e vendors/simulated -e vendors/nvidia
+	@$(MAKE) --no-print-directory native-if-possible
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.runtime
@@ -80,11 +81,20 @@ generate-check: $(VENV)/.dev
 docs: $(VENV)/.dev ## Build the documentation; warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-.PHONY: native bench-verdict
-native: ## Build the limiter, the simulated driver and their programs into build/native-release
-	@missing=""; for tool in cc cmake ninja; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
-	if [ -n "$$missing" ]; then echo "the native part is not built: install$$missing" >&2; exit 1; fi; \
-	cmake -S native -B $(NATIVE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release >/dev/null && cmake --build $(NATIVE_BUILD)
+# CMake and Ninja come from PyPI where the machine has none; a C compiler must be there.
+.PHONY: native native-if-possible wheel bench-verdict
+CMAKE_TOOLS := PATH="$(CURDIR)/$(BIN):$$PATH"
+native: $(VENV)/.uv ## Build the limiter, the simulated driver and their programs into build/native-release
+	@command -v $${CC:-cc} >/dev/null || { echo "the native part is not built: it needs a C compiler, such as gcc or clang" >&2; exit 1; }
+	@for tool in cmake ninja; do $(CMAKE_TOOLS) command -v $$tool >/dev/null || VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet $$tool; done
+	@$(CMAKE_TOOLS) sh -c 'cmake -S native -B $(NATIVE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_MAKE_PROGRAM=$$(command -v ninja) >/dev/null && cmake --build $(NATIVE_BUILD) -- --quiet'
+
+native-if-possible: $(VENV)/.uv
+	@if command -v $${CC:-cc} >/dev/null; then $(MAKE) --no-print-directory native; \
+	else echo "no C compiler: the limiter and the simulated driver are left out; everything else works"; fi
+
+wheel: $(VENV)/.uv ## Build the wheel of the native part into dist/, for machines without a compiler
+	@$(UV) build --quiet --wheel --out-dir dist native && ls dist/tensorfusion_native-*.whl
 
 bench-verdict: native $(VENV)/.test ## What the limiter costs per call, beside the bare call, with a verdict per check
 	@$(BIN)/python tests/native/hook_cost.py $(NATIVE_BUILD)

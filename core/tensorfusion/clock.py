@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Protocol
 
 
@@ -51,7 +52,12 @@ class SystemClock:
 
 def format_timestamp(seconds: float) -> str:
     """Print epoch seconds as Kubernetes ``metav1.Time`` (RFC 3339, UTC, whole seconds)."""
-    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _whole_seconds(int(seconds))
+
+
+@lru_cache(maxsize=64)
+def _whole_seconds(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def format_micro_timestamp(seconds: float) -> str:

@@ -106,6 +106,15 @@ static void read_arguments(int count, char **arguments) {
   }
 }
 
+/* A kernel that lasts as long as it is told, by the device's clock of nanoseconds (PTX ISA, %globaltimer). */
+static const char image[] = ".version 6.0\n.target sm_50\n.address_size 64\n"
+                            ".visible .entry spin_us(.param .u64 length_us)\n{\n"
+                            ".reg .pred %p<2>;\n.reg .b64 %rd<5>;\n"
+                            "ld.param.u64 %rd1, [length_us];\nmul.lo.u64 %rd1, %rd1, 1000;\n"
+                            "mov.u64 %rd2, %globaltimer;\n"
+                            "again:\nmov.u64 %rd3, %globaltimer;\nsub.u64 %rd4, %rd3, %rd2;\n"
+                            "setp.lt.u64 %p1, %rd4, %rd1;\n@%p1 bra again;\nret;\n}\n";
+
 static CUfunction function;
 static CUstream streams[STREAMS];
 static CUgraphExec graph;
@@ -184,7 +193,7 @@ int main(int count, char **arguments) {
   DO(cuDeviceGet, &device, (int)given.device);
   DO(cuDevicePrimaryCtxRetain, &context, device);
   DO(cuCtxSetCurrent, context);
-  DO(cuModuleLoadData, &module, "spin_us");
+  DO(cuModuleLoadData, &module, image);
   DO(cuModuleGetFunction, &function, module, "spin_us");
   for (uint64_t i = 0; i < given.streams; i++) DO(cuStreamCreate, &streams[i], 1u);
   if (given.hold) DO(cuMemAlloc_v2, &held, given.hold);

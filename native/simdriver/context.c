@@ -16,7 +16,7 @@ static _Atomic bool initialised;
 SIM_EXPORT CUresult cuInit(unsigned flags) {
   if (flags) return CUDA_ERROR_INVALID_VALUE;
   if (sim_forked && initialised) return CUDA_ERROR_NOT_INITIALIZED;
-  if (sim_open(NULL)) return CUDA_ERROR_NO_DEVICE;
+  if (sim_open(NULL) || !sim_visible_count()) return CUDA_ERROR_NO_DEVICE;
   sim_lock();
   uint32_t slot = sim_self();
   sim_unlock();
@@ -91,13 +91,11 @@ static void close_context(CUcontext context) {
   sim_uncharge(context->device, sim->devices[context->device].context_bytes);
 }
 
-static bool no_device(CUdevice device) { return device < 0 || (uint32_t)device >= sim->device_count; }
-
 SIM_EXPORT CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
   CUresult result = sim_initialised();
   if (result) return result;
   if (!context) return CUDA_ERROR_INVALID_VALUE;
-  if (no_device(device)) return CUDA_ERROR_INVALID_DEVICE;
+  if (!sim_visible(&device)) return CUDA_ERROR_INVALID_DEVICE;
   pthread_mutex_lock(&guard);
   if (!primary[device].references) result = open_context(&primary[device], (uint32_t)device);
   if (!result) {
@@ -111,7 +109,7 @@ SIM_EXPORT CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device
 static CUresult release_primary(CUdevice device, bool all) {
   CUresult result = sim_initialised();
   if (result) return result;
-  if (no_device(device)) return CUDA_ERROR_INVALID_DEVICE;
+  if (!sim_visible(&device)) return CUDA_ERROR_INVALID_DEVICE;
   pthread_mutex_lock(&guard);
   CUcontext context = &primary[device];
   if (!context->references) result = all ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
@@ -133,7 +131,7 @@ SIM_EXPORT CUresult cuDevicePrimaryCtxReset_v2(CUdevice device) { return release
 SIM_EXPORT CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned *flags, int *active) {
   CUresult result = sim_initialised();
   if (result) return result;
-  if (no_device(device)) return CUDA_ERROR_INVALID_DEVICE;
+  if (!sim_visible(&device)) return CUDA_ERROR_INVALID_DEVICE;
   *flags = 0;
   *active = primary[device].references != 0;
   return CUDA_SUCCESS;
@@ -148,7 +146,7 @@ static CUresult push(CUcontext context) {
 static CUresult create(CUcontext *context, CUdevice device) {
   CUresult result = sim_initialised();
   if (result) return result;
-  if (no_device(device)) return CUDA_ERROR_INVALID_DEVICE;
+  if (!sim_visible(&device)) return CUDA_ERROR_INVALID_DEVICE;
   CUcontext made = calloc(1, sizeof *made);
   if (!made) return CUDA_ERROR_OUT_OF_MEMORY;
   result = open_context(made, (uint32_t)device);
@@ -214,7 +212,7 @@ SIM_EXPORT CUresult cuCtxPopCurrent_v2(CUcontext *context) {
 
 SIM_EXPORT CUresult cuCtxGetDevice(CUdevice *device) {
   CUresult result = sim_check();
-  if (!result) *device = (CUdevice)sim_current()->device;
+  if (!result) *device = sim_ordinal(sim_current()->device);
   return result;
 }
 

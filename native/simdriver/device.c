@@ -4,8 +4,6 @@
 
 #include "sim.h"
 
-static bool no_device(CUdevice device) { return device < 0 || (uint32_t)device >= sim->device_count; }
-
 CUresult sim_cuda_version(int *version) {
   if (sim_open(NULL)) return CUDA_ERROR_NO_DEVICE;
   *version = (int)sim->cuda_version;
@@ -15,14 +13,15 @@ SIM_EXPORT CUresult cuDriverGetVersion(int *version) { return sim_cuda_version(v
 
 SIM_EXPORT CUresult cuDeviceGetCount(int *count) {
   CUresult result = sim_initialised();
-  if (!result) *count = (int)sim->device_count;
+  if (!result) *count = (int)sim_visible_count();
   return result;
 }
 
 SIM_EXPORT CUresult cuDeviceGet(CUdevice *device, int ordinal) {
   CUresult result = sim_initialised();
   if (result) return result;
-  if (no_device(ordinal)) return CUDA_ERROR_INVALID_DEVICE;
+  CUdevice index = ordinal;
+  if (!sim_visible(&index)) return CUDA_ERROR_INVALID_DEVICE;
   *device = ordinal;
   return CUDA_SUCCESS;
 }
@@ -30,7 +29,7 @@ SIM_EXPORT CUresult cuDeviceGet(CUdevice *device, int ordinal) {
 SIM_EXPORT CUresult cuDeviceGetName(char *name, int length, CUdevice device) {
   CUresult result = sim_initialised();
   if (result) return result;
-  if (no_device(device)) return CUDA_ERROR_INVALID_DEVICE;
+  if (!sim_visible(&device)) return CUDA_ERROR_INVALID_DEVICE;
   snprintf(name, (size_t)length, "%s", sim->devices[device].name);
   return CUDA_SUCCESS;
 }
@@ -38,7 +37,7 @@ SIM_EXPORT CUresult cuDeviceGetName(char *name, int length, CUdevice device) {
 SIM_EXPORT CUresult cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice device) {
   CUresult result = sim_initialised();
   if (result) return result;
-  if (no_device(device)) return CUDA_ERROR_INVALID_DEVICE;
+  if (!sim_visible(&device)) return CUDA_ERROR_INVALID_DEVICE;
   const char *text = sim->devices[device].uuid;
   if (!strncmp(text, "GPU-", 4)) text += 4;
   memset(uuid, 0, sizeof *uuid);
@@ -55,7 +54,7 @@ SIM_EXPORT CUresult cuDeviceGetUuid(CUuuid *uuid, CUdevice device) { return cuDe
 SIM_EXPORT CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) {
   CUresult result = sim_initialised();
   if (result) return result;
-  if (no_device(device)) return CUDA_ERROR_INVALID_DEVICE;
+  if (!sim_visible(&device)) return CUDA_ERROR_INVALID_DEVICE;
   *bytes = sim->devices[device].memory_bytes;
   return CUDA_SUCCESS;
 }
@@ -63,7 +62,7 @@ SIM_EXPORT CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) {
 SIM_EXPORT CUresult cuDeviceComputeCapability(int *major, int *minor, CUdevice device) {
   CUresult result = sim_initialised();
   if (result) return result;
-  if (no_device(device)) return CUDA_ERROR_INVALID_DEVICE;
+  if (!sim_visible(&device)) return CUDA_ERROR_INVALID_DEVICE;
   *major = (int)sim->devices[device].major;
   *minor = (int)sim->devices[device].minor;
   return CUDA_SUCCESS;
@@ -72,7 +71,7 @@ SIM_EXPORT CUresult cuDeviceComputeCapability(int *major, int *minor, CUdevice d
 SIM_EXPORT CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice device) {
   CUresult result = sim_initialised();
   if (result) return result;
-  if (no_device(device)) return CUDA_ERROR_INVALID_DEVICE;
+  if (!sim_visible(&device)) return CUDA_ERROR_INVALID_DEVICE;
   const struct sim_device *card = &sim->devices[device];
   /* Numbers of CUdevice_attribute in the driver's ABI. */
   switch (attribute) {
@@ -96,7 +95,7 @@ SIM_EXPORT CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice dev
 SIM_EXPORT CUresult cuDeviceGetPCIBusId(char *text, int length, CUdevice device) {
   CUresult result = sim_initialised();
   if (result) return result;
-  if (no_device(device)) return CUDA_ERROR_INVALID_DEVICE;
+  if (!sim_visible(&device)) return CUDA_ERROR_INVALID_DEVICE;
   snprintf(text, (size_t)length, "0000:%02x:00.0", (unsigned)device);
   return CUDA_SUCCESS;
 }
@@ -139,7 +138,7 @@ SIM_EXPORT void tfSimWaitUntil(uint64_t when_ns) { sim_wait_until(when_ns); }
 /* The truth about this process and about all, for tests: bytes used and nanoseconds busy. */
 SIM_EXPORT int tfSimTruth(int device, uint64_t *own_bytes, uint64_t *all_bytes, uint64_t *own_busy_ns,
                           uint64_t *all_busy_ns) {
-  if (sim_open(NULL) || no_device(device)) return -1;
+  if (sim_open(NULL) || !sim_visible(&device)) return -1;
   sim_lock();
   sim_advance(sim_now());
   const struct sim_process_device *own = &sim->processes[sim_self()].device[device];

@@ -192,7 +192,7 @@ SIM_EXPORT CUresult cuMemFreeAsync_ptsz(CUdeviceptr address, CUstream stream) {
 SIM_EXPORT CUresult cuDeviceGetDefaultMemPool(CUmemoryPool *pool, CUdevice device) {
   CUresult result = sim_initialised();
   if (result) return result;
-  if (device < 0 || (uint32_t)device >= sim->device_count) return CUDA_ERROR_INVALID_DEVICE;
+  if (!sim_visible(&device)) return CUDA_ERROR_INVALID_DEVICE;
   pool_of((uint32_t)device);
   *pool = &default_pools[device];
   return CUDA_SUCCESS;
@@ -200,26 +200,26 @@ SIM_EXPORT CUresult cuDeviceGetDefaultMemPool(CUmemoryPool *pool, CUdevice devic
 
 SIM_EXPORT CUresult cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice device) {
   CUresult result = cuDeviceGetDefaultMemPool(pool, device);
-  if (!result) *pool = current_pools[device];
+  if (!result && sim_visible(&device)) *pool = current_pools[device];
   return result;
 }
 
 SIM_EXPORT CUresult cuDeviceSetMemPool(CUdevice device, CUmemoryPool pool) {
   CUmemoryPool ignored;
   CUresult result = cuDeviceGetDefaultMemPool(&ignored, device);
-  if (!result) current_pools[device] = pool;
+  if (!result && sim_visible(&device)) current_pools[device] = pool;
   return result;
 }
 
 SIM_EXPORT CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *properties) {
   CUresult result = sim_initialised();
   if (result) return result;
-  if (properties->location.type != CU_MEM_LOCATION_TYPE_DEVICE || properties->location.id < 0 ||
-      (uint32_t)properties->location.id >= sim->device_count)
+  CUdevice device = properties->location.id;
+  if (properties->location.type != CU_MEM_LOCATION_TYPE_DEVICE || !sim_visible(&device))
     return CUDA_ERROR_INVALID_VALUE;
   CUmemoryPool made = calloc(1, sizeof *made);
   if (!made) return CUDA_ERROR_OUT_OF_MEMORY;
-  made->device = (uint32_t)properties->location.id;
+  made->device = (uint32_t)device;
   pthread_mutex_init(&made->lock, NULL);
   *pool = made;
   return CUDA_SUCCESS;
@@ -300,9 +300,9 @@ SIM_EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t byt
   if (result) return result;
   bool on_device = properties->location.type == CU_MEM_LOCATION_TYPE_DEVICE;
   if (!bytes || bytes % GRANULARITY) return CUDA_ERROR_INVALID_VALUE;
-  if (on_device && (properties->location.id < 0 || (uint32_t)properties->location.id >= sim->device_count))
-    return CUDA_ERROR_INVALID_DEVICE;
-  uint32_t device = on_device ? (uint32_t)properties->location.id : SIM_NONE;
+  CUdevice index = properties->location.id;
+  if (on_device && !sim_visible(&index)) return CUDA_ERROR_INVALID_DEVICE;
+  uint32_t device = on_device ? (uint32_t)index : SIM_NONE;
   if (on_device && (result = sim_charge(device, bytes))) return result;
   int file = memfd_create("device-memory", MFD_CLOEXEC);
   struct tf_entry entry = {.key = 0x5000000000000000ull + atomic_fetch_add(&next, 1), .bytes = bytes,

@@ -1,5 +1,6 @@
 /* The management library on the same machine state. It never registers as a process of the device. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -154,6 +155,15 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlU
   return NVML_SUCCESS;
 }
 
+/* Samples are stamped by the wall clock, as the driver's are; virtual time has no other clock than its own. */
+static uint64_t stamp_offset(void) {
+  struct timespec wall, steady;
+  if (sim->virtual_time) return 0;
+  clock_gettime(CLOCK_REALTIME, &wall);
+  clock_gettime(CLOCK_MONOTONIC, &steady);
+  return (uint64_t)(wall.tv_sec - steady.tv_sec) * 1000000000ull + (uint64_t)(wall.tv_nsec - steady.tv_nsec);
+}
+
 /* One row per process that was busy since `since` (microseconds), averaged over that time, at most a second. */
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtilizationSample_t *samples,
                                                         unsigned *count, unsigned long long since) {
@@ -163,7 +173,8 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvm
     return NVML_ERROR_INSUFFICIENT_SIZE;
   }
   sim_lock();
-  uint64_t end = sampled_until(), start = since * 1000;
+  uint64_t end = sampled_until(), offset = stamp_offset(), start = since * 1000;
+  start = start > offset ? start - offset : 0;
   if (start + 1000000000ull < end) start = end - 1000000000ull;
   unsigned found = 0;
   for (uint32_t i = 0; start < end && i < sim->process_high && found < *count; i++) {
@@ -171,7 +182,7 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvm
     if (!process->alive) continue;
     uint32_t percent = sim_bin_percent(&process->device[(uintptr_t)device - 1].bins, start, end);
     if (!percent) continue;
-    samples[found++] = (nvmlProcessUtilizationSample_t){.pid = process->pid, .timeStamp = end / 1000, .smUtil = percent};
+    samples[found++] = (nvmlProcessUtilizationSample_t){.pid = process->pid, .timeStamp = (end + offset) / 1000, .smUtil = percent};
   }
   sim_unlock();
   *count = found;
@@ -256,6 +267,34 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceGetClockInfo(nvmlDevice_t device, int kind, un
   if (kind < 0 || kind > 3) return NVML_ERROR_INVALID_ARGUMENT;
   *mhz = CARD(device)->clock_mhz;
   return NVML_SUCCESS;
+}
+
+/* For the owner of the machine, who has no variables set: which state to open, before anything else. */
+SIM_EXPORT int tfSimOpen(const char *state, const char *config) {
+  if (config) setenv("TF_SIM_CONFIG", config, 1);
+  return sim_open(state);
+}
+
+/* The truth about every process that used the device, also of those that ended: a row keeps its place until the
+ * machine needs it for another process. */
+struct row {
+  uint32_t pid, alive;
+  uint64_t start_ticks, used_bytes, busy_ns;
+};
+
+SIM_EXPORT int tfSimProcesses(unsigned index, struct row *rows, unsigned room) {
+  unsigned found = 0;
+  if (!sim_ready() || index >= sim->device_count) return -1;
+  sim_lock();
+  sim_reclaim_dead();
+  for (uint32_t i = 0; i < sim->process_high && found < room; i++) {
+    const struct sim_process *process = &sim->processes[i];
+    const struct sim_process_device *use = &process->device[index];
+    if (!use->busy_ns && !use->used_bytes) continue;
+    rows[found++] = (struct row){process->pid, process->alive, process->start_ticks, use->used_bytes, use->busy_ns};
+  }
+  sim_unlock();
+  return (int)found;
 }
 
 #define NOT_SUPPORTED(name)                         \

@@ -149,6 +149,11 @@ CUresult sim_initialised(void);
 uint32_t sim_resolve_stream(CUstream stream, bool per_thread);
 void sim_stick(CUresult error); /* every later call fails with it */
 
+/* visible.c: the ordinals of this process are those of the devices that CUDA_VISIBLE_DEVICES leaves it */
+uint32_t sim_visible_count(void);
+bool sim_visible(CUdevice *device);       /* turns an ordinal into the machine's index; false: there is none */
+CUdevice sim_ordinal(uint32_t index);
+
 /* memory.c */
 CUresult sim_charge(uint32_t device, uint64_t bytes);
 void sim_uncharge(uint32_t device, uint64_t bytes);

@@ -24,7 +24,8 @@ from tensorfusion.model.preemption import plan_preemption
 from tensorfusion.model.victims import Disruptable, Victim
 
 SHAPE = Shape(pool="main", request=Amount(20_000, 4 * GIB), limit=Amount(30_000, 5 * GIB))
-TOO_LARGE = Shape(pool="main", request=Amount(60_000, 40 * GIB), gpu_count=6)
+TOO_LARGE = Shape(pool="main", request=Amount(60_000, 90 * GIB))
+"""More than any card of the fleet has."""
 CARD = Shape(pool="main", request=Amount(0, 14 * GIB), dedicated=True)
 
 
@@ -70,7 +71,10 @@ def measure(run: Run, members: int, rounds: int) -> dict[str, float]:
         return act
 
     def refused() -> None:
-        assert isinstance(place_gang(engine, gang(TOO_LARGE, members)), GangNoFit)
+        others = gang(SHAPE, members - 1).members
+        last = Demand(namespace="bench", name="last", uid="last", shape=TOO_LARGE)
+        request = GangRequest(key="bench/gang", members=(*others, last), required=members)
+        assert isinstance(place_gang(engine, request), GangNoFit)
 
     row = {
         "gpus": engine.fleet.statistics.devices,

@@ -1,6 +1,7 @@
 """Placement benchmark: cost of a decision and its reservation against fleet size.
 
-    .venv/bin/python tests/bench/placement.py [--sizes 3000,60000] [--json] [--plot FILE]
+    .venv/bin/python tests/bench/placement.py [--sizes 3000,60000] [--policy NAME,NAME]
+        [--parts] [--json] [--plot FILE]
 
 A fleet of nodes with six GPUs each is filled with seeded requests until the requests hold 80 % of
 the VRAM. Then pods are placed one by one; what is timed for each is the whole way from the
@@ -11,6 +12,9 @@ one node, with model, vendor and node-selector constraints on some.
 
 *Warm* is every placement of a shape the engine has seen, *cold* the first one of each shape by an
 engine that has never placed anything on the full fleet. Pods that find no room count in both.
+
+``--parts`` places as many pods once more with a clock around each part of the engine, and prints
+which share of the time each takes by itself.
 """
 
 import argparse
@@ -19,13 +23,16 @@ import json
 import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from tensorfusion.model.candidates import ShapeKeys, Suitability, Tables
 from tensorfusion.model.decision_log import LogEncoder
 from tensorfusion.model.demand import Amount, Demand, Shape
 from tensorfusion.model.device import Device, NodeInfo
 from tensorfusion.model.engine import Engine, Placement
-from tensorfusion_plugins.policies import load
+from tensorfusion_plugins.policies import tensorfusion_placement_policies
 
 GIB = 2**30
 MODELS = (
@@ -35,10 +42,19 @@ MODELS = (
     ("NVIDIA", "H100", 989_000, 80),
 )
 FILL = 0.8
-POLICIES = {
-    policy.name: policy
-    for policy in (load.compact_first(), load.low_load_first(), load.node_compact_gpu_low_load())
-}
+POLICIES = {policy.name: policy for policy in tensorfusion_placement_policies()}
+PARTS = (
+    (Suitability, "catch_up", "hardware, labels, taints"),
+    (Tables, "catch_up", "room of changed nodes"),
+    (ShapeKeys, "catch_up", "keys of changed nodes"),
+    (ShapeKeys, "_maybe", "which of them have room"),
+    (ShapeKeys, "_count_fitting", "whose cards fit"),
+    (Engine, "_pick", "best node"),
+    (Engine, "_placement", "cards of that node"),
+    (Engine, "place", "the rest of the decision"),
+    (Engine, "reserve", "ledger, digest, columns"),
+)
+"""Methods that ``--parts`` puts a clock around, and what they do; the policy's scores come too."""
 
 
 def build_fleet(engine: Engine, gpus: int, per_node: int, rng: random.Random) -> int:
@@ -208,7 +224,47 @@ class Run:
         }
 
 
+class Clocks:
+    """Times methods, each without what the other ones take inside of it."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+        self._inner = [0.0]
+
+    def wrap(self, owner: type, method: str, title: str) -> Callable[[], None]:
+        """Put a clock around a method; return what takes it away."""
+        plain = getattr(owner, method)
+
+        def timed(*arguments: object) -> object:
+            self._inner.append(0.0)
+            start = time.perf_counter()
+            try:
+                return plain(*arguments)
+            finally:
+                seconds = time.perf_counter() - start
+                self.spent[title] = self.spent.get(title, 0.0) + seconds - self._inner.pop()
+                self._inner[-1] += seconds
+
+        setattr(owner, method, timed)
+        return lambda: setattr(owner, method, plain)
+
+    def measure(self, run: Run, pods: int) -> dict[str, float]:
+        """Return the share of each part, percent, largest first."""
+        parts = [*PARTS, (type(run.policy), "score_nodes", "scores of nodes by the policy")]
+        undo = [self.wrap(*part) for part in parts]
+        for _ in range(pods):
+            run.step(run.rng.choice(run.shapes))
+            run.make_room()
+        for one in undo:
+            one()
+        total = sum(self.spent.values())
+        shares = {title: 100 * seconds / total for title, seconds in self.spent.items()}
+        return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+Result = dict[str, Any]
 COLUMNS = (
+    ("policy", "policy", "{}"),
     ("gpus", "GPUs", "{:.0f}"),
     ("decisions_per_second", "decisions/s", "{:.0f}"),
     ("median_us", "median us", "{:.1f}"),
@@ -222,37 +278,41 @@ COLUMNS = (
 )
 
 
-def print_table(results: list[dict[str, float]]) -> None:
-    """Print one line per fleet size, and the cost as bars."""
+def print_table(results: list[Result]) -> None:
+    """Print one line per policy and fleet size, then the parts if they were measured."""
     lines = [[title for _, title, _ in COLUMNS]]
     lines += [[form.format(row[key]) for key, _, form in COLUMNS] for row in results]
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
     for line in lines:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
-    print("\nmedian us per pod against GPUs")
-    largest = max(row["median_us"] for row in results)
     for row in results:
-        bar = "#" * max(1, round(50 * row["median_us"] / largest))
-        print(f"{row['gpus']:>7.0f} {bar} {row['median_us']:.1f}")
+        if "parts" in row:
+            print(f"\n{row['policy']}, {row['gpus']:.0f} GPUs, share of the time by part")
+            for title, share in row["parts"].items():
+                print(f"{share:6.1f} %  {title}")
 
 
-def plot(results: list[dict[str, float]], path: Path) -> None:
-    """Draw decisions per second and cost against fleet size."""
+def plot(results: list[Result], path: Path) -> None:
+    """Draw the median cost of a pod against fleet size, a line per policy, as SVG."""
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
-    gpus = [row["gpus"] for row in results]
-    left.plot(gpus, [row["decisions_per_second"] for row in results], marker="o")
-    left.set(xlabel="GPUs", ylabel="decisions per second", xscale="log", ylim=(0, None))
-    for key in ("median_us", "p99_us", "cold_median_us"):
-        right.plot(gpus, [row[key] for row in results], marker="o", label=key)
-    right.set(xlabel="GPUs", ylabel="microseconds per pod", xscale="log", yscale="log")
-    right.legend()
+    # Without these two, each run would write another file.
+    matplotlib.rcParams.update({"svg.hashsalt": "placement", "svg.fonttype": "none"})
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for policy in dict.fromkeys(row["policy"] for row in results):
+        rows = [row for row in results if row["policy"] == policy]
+        gpus = [row["gpus"] for row in rows]
+        for key, style in (("warm_median_us", "-"), ("cold_median_us", ":")):
+            title = f"{policy}, {'seen' if style == '-' else 'new'} request"
+            axes.plot(gpus, [row[key] for row in rows], style, marker="o", label=title)
+    axes.set(xlabel="GPUs", ylabel="median us per pod", xscale="log", yscale="log", ylim=(10, None))
+    axes.grid(which="both", color="#dddddd")
+    axes.legend()
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def main(arguments: list[str]) -> int:
@@ -262,21 +322,29 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--pods", type=int, default=10_000)
     parser.add_argument("--shapes", type=int, default=256)
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--policy", choices=sorted(POLICIES), default="node-compact-gpu-low-load")
+    parser.add_argument("--policy", default="node-compact-gpu-low-load,fgd")
     parser.add_argument("--log", action="store_true", help="encode the decision log record too")
+    parser.add_argument("--parts", action="store_true", help="measure the parts as well")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args(arguments)
-    results: list[dict[str, float]] = []
-    for size in options.sizes.split(","):
-        run = Run(int(size), options.policy, options.shapes, options.seed, options.log)
-        run.fill()
-        row = run.measure(options.pods)
-        row["ratio"] = row["median_us"] / (results[0] if results else row)["median_us"]
-        results.append(row)
-        print(f"{row['gpus']:.0f} GPUs done", file=sys.stderr)
+    results: list[Result] = []
+    for policy in options.policy.split(","):
+        if policy not in POLICIES:
+            parser.error(f"--policy: {policy!r} is none of {', '.join(sorted(POLICIES))}")
+        first: Result | None = None
+        for size in options.sizes.split(","):
+            run = Run(int(size), policy, options.shapes, options.seed, options.log)
+            run.fill()
+            row: Result = {"policy": policy, **run.measure(options.pods)}
+            first = first or row
+            row["ratio"] = row["median_us"] / first["median_us"]
+            if options.parts:
+                row["parts"] = Clocks().measure(run, options.pods)
+            results.append(row)
+            print(f"{policy}, {row['gpus']:.0f} GPUs done", file=sys.stderr)
     if options.json:
-        print(json.dumps({"policy": options.policy, "results": results}, indent=2))
+        print(json.dumps({"results": results}, indent=2))
     else:
         print_table(results)
     if options.plot:

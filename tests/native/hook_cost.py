@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "native" / "python"), str(ROOT / "tests")]
 
 from native.machine import CONTEXT, GIB, uuid  # noqa: E402
+
 from tensorfusion_native.region import DeviceLimit, WorkerRegion  # noqa: E402
 
 CALLS = 1000

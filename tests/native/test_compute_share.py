@@ -5,6 +5,7 @@ import time
 
 import pytest
 from native.machine import CONTEXT, GIB, busy, lines, result, uuid
+
 from tensorfusion_native.region import DeviceLimit
 
 

@@ -36,29 +36,39 @@ def ended(pid, seconds=10):
 
 
 @pytest.mark.parametrize(
-    "start",
+    ("start", "processes"),
     [
-        "machine.worker().start('init(); time.sleep(600)')",
-        "machine.worker().start('init(); os.fork(); time.sleep(600)')",
-        "machine.worker().load(seconds=600, deadline_s=2)",
+        ("machine.worker().start('init(); time.sleep(600)')", 1),
+        ("machine.worker().start('init(); os.fork(); time.sleep(600)')", 2),
+        ("machine.worker().load(seconds=600, deadline_s=2)", 1),
     ],
     ids=["actor", "fork", "load"],
 )
-def test_children_of_a_killed_run_end(build, tmp_path, start):
+def test_children_of_a_killed_run_end(build, tmp_path, start, processes):
     from native.machine import ROOT, TESTS
 
     paths = [str(TESTS), str(ROOT / "native" / "python")]
     code = RUNNER.format(paths=paths, build=str(build), folder=str(tmp_path), start=start)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as run:
         child = int(run.stdout.readline())
-        time.sleep(0.5)
-        family = descendants(child)
+        family = at_work(tmp_path / "worker1" / f"attest.{child}", child, processes)
         run.kill()
 
     still = [pid for pid in family if not ended(pid)]
     for pid in still:
         os.kill(pid, signal.SIGKILL)
     assert not still
+
+
+def at_work(attached, pid, count, seconds=20):
+    """Wait until a process uses the driver and has its children; all their ids."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        family = descendants(pid)
+        if attached.exists() and len(family) == count:
+            return family
+        time.sleep(0.05)
+    raise AssertionError(f"{attached} or one of {count} processes did not come")
 
 
 def descendants(pid):

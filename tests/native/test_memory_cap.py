@@ -7,6 +7,7 @@ import time
 
 import pytest
 from native.machine import CONTEXT, GIB, MIB, result
+
 from tensorfusion_native.region import DeviceLimit
 
 CLASSES = [

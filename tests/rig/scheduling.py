@@ -6,6 +6,7 @@ from pathlib import Path
 from tensorfusion import names
 from tensorfusion.api import registry
 from tensorfusion.api.registry import GPU_NODES, GPU_POOLS, GPUS, NODES, PODS
+from tensorfusion.app.informers import Informers
 from tensorfusion.controllers.workload import WorkloadController
 from tensorfusion.hypervisor.workers import running_status
 from tensorfusion.scheduling.fleet_sync import FleetInformers, FleetSync
@@ -88,6 +89,16 @@ class World:
         cluster.start()
         fleet.load()
         self.repairs = self.scheduler.recover(fleet.devices)
+
+    def restart(self) -> None:
+        """Be a new process on the same store and the same log."""
+        cluster = self.cluster
+        self.log.close()
+        cluster.controllers.clear()
+        cluster.informers = Informers(self.store, cluster.clock)
+        self.pods = cluster.informers.pods
+        self.bind = lambda namespace, name, body: self.store.bind(name, namespace, body)
+        self.start()
 
     def settle(self, seconds: float = 5.0) -> None:
         """Let everything come to rest, pods that are told to end or to run included."""

@@ -4,7 +4,6 @@ import pytest
 from rig.scheduling import World
 
 from tensorfusion.api.registry import GPUS, PODS, WORKLOADS
-from tensorfusion.app.informers import Informers
 from tensorfusion.errors import Conflict
 from tensorfusion.model.decision_log import replay
 from tensorfusion.testing import build
@@ -185,17 +184,6 @@ class Crash(BaseException):
     """The process ends here."""
 
 
-def restarted(world):
-    """A new process on the same store and the same log."""
-    cluster = world.cluster
-    world.log.close()
-    cluster.controllers.clear()
-    cluster.informers = Informers(world.store, cluster.clock)
-    world.pods = cluster.informers.pods
-    world.bind = lambda namespace, name, body: world.store.bind(name, namespace, body)
-    world.start()
-
-
 @pytest.mark.parametrize("atomic", [True, False])
 @pytest.mark.parametrize("crash_at", range(5))
 def test_gang_is_atomic_at_every_crash_point(cluster, tmp_path, crash_at, atomic):
@@ -219,7 +207,7 @@ def test_gang_is_atomic_at_every_crash_point(cluster, tmp_path, crash_at, atomic
         world.settle()
     half = 0 < len(world.bound()) < 4
     assert half == (not atomic and 0 < crash_at < 4)
-    restarted(world)
+    world.restart()
     world.settle(15)
     assert len(world.bound()) == 4
     assert world.healthy()
@@ -242,7 +230,7 @@ def test_gang_that_was_bound_in_part_and_lost_a_card_is_taken_back_whole(cluster
     (half,) = world.bound()
     gpu = world.annotation(half, "gpu-ids")
     world.store.delete(GPUS, "a-1" if gpu == "a-0" else "a-0")
-    restarted(world)
+    world.restart()
     assert any("cannot be completed" in line for line in world.repairs)
     world.settle()
     assert world.bound() == {}
@@ -264,7 +252,7 @@ def test_torn_log_of_a_gang_leaves_none_reserved(cluster, tmp_path, cut):
         world.settle()
     path = tmp_path / "decisions.log"
     path.write_bytes(path.read_bytes()[:-cut])
-    restarted(world)
+    world.restart()
     assert not world.placer.ledger.allocations
     world.settle()
     assert len(world.bound()) == 3

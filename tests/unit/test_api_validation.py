@@ -92,6 +92,17 @@ def test_workload_spec_refuses(resource, spec, field, text):
     assert text in found[field].message
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_rules_answer_the_same_however_often_they_are_asked(rounds):
+    good = {"replicas": 3, "gangScheduling": {"minMembers": 2}, "poolName": "a"}
+    for _ in range(rounds):
+        assert not findings(registry.PROFILES, ours(registry.PROFILES, good))
+        for bad in ({**good, "replicas": 1}, {**good, "gangScheduling": {"minMembers": 4}}):
+            assert findings(registry.PROFILES, ours(registry.PROFILES, bad))
+        other = {**good, "poolName": "b"}
+        assert not findings(registry.PROFILES, ours(registry.PROFILES, other))
+
+
 MANAGER = {"nodeManagerConfig": {}}
 
 

@@ -7,6 +7,7 @@ from tensorfusion.model.hardware import GIB, cards, find_card
 
 CARDS = list(cards().values())
 WITH_TEMPLATES = [card for card in CARDS if card.templates]
+MIG = [card for card in WITH_TEMPLATES if card.vendor == "NVIDIA"]
 SLOTS = {7: 8, 4: 4}
 """Compute slices of a family to its memory slots (NVIDIA Multi-Instance GPU User Guide)."""
 
@@ -59,22 +60,32 @@ def test_unknown_card_names_the_closest_ones():
 @pytest.mark.parametrize("card", WITH_TEMPLATES, ids=of)
 def test_templates_fit_their_card(card):
     ids = [template.id for template in card.templates]
-    profiles = [template.profile for template in card.templates]
+    profiles = [t.profile for t in card.templates if t.profile is not None]
     assert len(set(ids)) == len(ids)
     assert len(set(profiles)) == len(profiles)
+    engines = dict(card.geometry.engines)
     for template in card.templates:
-        slots = SLOTS[template.total_slices]
+        slots = card.geometry.slots
         assert 1 <= template.slices <= template.total_slices
         assert template.starts
         assert list(template.starts) == sorted(set(template.starts))
         assert min(template.starts) >= 0
         assert max(template.starts) + template.width <= slots
         assert 0 < template.vram_bytes <= card.vram_bytes
-        # The name says what the template is: slices, memory, media engine.
+        assert dict(template.engines).keys() <= engines.keys()
+        assert all(amount <= engines[name] for name, amount in template.engines)
+
+
+@pytest.mark.parametrize("card", MIG, ids=of)
+def test_name_of_a_mig_template_says_what_it_is(card):
+    for template in card.templates:
+        assert card.geometry.slots == SLOTS[template.total_slices]
+        assert template.profile is not None
+        # Slices, memory, media engine.
         assert template.id.startswith(f"{template.slices}g.{template.vram_bytes // GIB}gb")
 
 
-@pytest.mark.parametrize("card", WITH_TEMPLATES, ids=of)
+@pytest.mark.parametrize("card", MIG, ids=of)
 def test_as_many_instances_fit_as_a_template_says(card):
     for template in card.templates:
         taken, end = 0, 0
@@ -89,7 +100,7 @@ def test_as_many_instances_fit_as_a_template_says(card):
         assert template.max_instances * least < card.vram_bytes, template.id
 
 
-@pytest.mark.parametrize("card", WITH_TEMPLATES, ids=of)
+@pytest.mark.parametrize("card", MIG, ids=of)
 def test_one_template_is_the_whole_card(card):
     whole = [t for t in card.templates if t.slices == t.total_slices]
     assert [t.vram_bytes for t in whole] == [card.vram_bytes]

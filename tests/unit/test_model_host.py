@@ -8,7 +8,7 @@ from tensorfusion.model.demand import Amount, Demand, Shape
 from tensorfusion.model.device import Device, NodeInfo
 from tensorfusion.model.engine import Engine, Placement
 from tensorfusion.model.explain import NoFit
-from tensorfusion.model.ledger import AllocationRefused
+from tensorfusion.model.takes import AllocationRefused
 from tensorfusion.model.typical import (
     MILLI_CARD,
     CardKind,
@@ -161,5 +161,5 @@ def test_fragmentation_is_idle_gpu_that_typical_requests_cannot_use(free, shares
         fits = sum(left >= needed for left in free) >= shape.gpu_count > 0
         usable = fits and cpu >= shape.cpu_milli
         expected += sum(left for left in free if left < needed) if usable else sum(free)
-    found = tasks.fragmented(np.array([0]), np.array([cpu]), np.array([free]))
-    assert found.tolist() == [expected]
+    usable = tasks.usable(np.array([0]), np.array([cpu]), np.array([free]))
+    assert [sum(free) * tasks.total - one for one in usable.tolist()] == [expected]

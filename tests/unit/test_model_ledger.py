@@ -9,8 +9,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tensorfusion.model.decision_log import LogEncoder, replay
 from tensorfusion.model.demand import Amount, Demand, Shape
 from tensorfusion.model.device import Device, NodeInfo, Oversubscription, with_oversubscription
-from tensorfusion.model.ledger import AllocationRefused, Change, Checkpoint, Ledger
+from tensorfusion.model.hardware import geometry_of
+from tensorfusion.model.ledger import Change, Checkpoint, Ledger
 from tensorfusion.model.quota import Quota, QuotaAmount
+from tensorfusion.model.takes import AllocationRefused
 
 GIB = 2**30
 
@@ -210,7 +212,7 @@ def test_ledger_shrinks_on_a_card_that_lost_capacity():
 
 
 def test_ledger_partition_cannot_be_resized():
-    ledger = ledger_with()
+    ledger = ledger_with(device(geometry=geometry_of("A100_SXM_80G", "")))
     ledger.allocate(demand("a", isolation="partitioned"), ["gpu-0"])
     assert refusal(ledger.resize, "a", Amount(1, 1), Amount()).reason == "PartitionFixed"
 

@@ -10,9 +10,9 @@ from tensorfusion.model.demand import Amount, Demand, Shape
 from tensorfusion.model.device import Device, NodeInfo
 from tensorfusion.model.engine import Engine, Placement
 from tensorfusion.model.gang import GangPlan, GangRequest, place_gang
-from tensorfusion.model.ledger import AllocationRefused
 from tensorfusion.model.preemption import NoPreemption, plan_gang_preemption, plan_preemption
 from tensorfusion.model.quota import Quota
+from tensorfusion.model.takes import AllocationRefused
 from tensorfusion.model.victims import Cost, Disruptable, PreemptionPlan, Victim
 from tensorfusion_plugins.policies import load
 

@@ -4,8 +4,9 @@ import pytest
 
 from tensorfusion.model.demand import Amount, Demand, Shape
 from tensorfusion.model.device import Device
-from tensorfusion.model.ledger import AllocationRefused, Ledger
+from tensorfusion.model.ledger import Ledger
 from tensorfusion.model.quota import Quota, QuotaAmount, available_percent
+from tensorfusion.model.takes import AllocationRefused
 
 GIB = 2**30
 NOTHING = Amount()

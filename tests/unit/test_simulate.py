@@ -13,7 +13,6 @@ from xml.etree import ElementTree as ET
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rig.small_trace import write_trace
 
 from tensorfusion.cli.main import run
 from tensorfusion.errors import ConfigError
@@ -21,6 +20,7 @@ from tensorfusion.simulate.arrivals import Arrivals
 from tensorfusion.simulate.published import published_for
 from tensorfusion.simulate.replay import replay
 from tensorfusion.simulate.summary import estimate, student_t_95
+from tensorfusion.simulate.synthetic import write_trace
 from tensorfusion.simulate.trace import read_trace
 from tensorfusion_plugins.policies import tensorfusion_placement_policies
 
@@ -29,8 +29,14 @@ NODES = "sn,cpu_milli,memory_mib,gpu,model\nn1,64000,1000,2,T4\n"
 PODS = "name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec\np1,1000,10,1,500,\n"
 
 
+def made_up(folder, **fields):
+    """Options that name a small made-up cluster and its tasks."""
+    nodes, pods = write_trace(folder, **{"tasks": 120, **fields})
+    return ["--nodes", str(nodes), "--pods", str(pods)]
+
+
 def small(tmp_path, **fields):
-    write_trace(tmp_path, **fields)
+    made_up(tmp_path, **fields)
     return read_trace(tmp_path / "nodes.csv", tmp_path / "pods.csv")
 
 
@@ -170,7 +176,7 @@ def test_unknown_trace_is_not_recognised(tmp_path):
 
 
 def test_command_prints_one_json_object(tmp_path, capsys):
-    options = write_trace(tmp_path)
+    options = made_up(tmp_path)
     plot = tmp_path / "plot.svg"
     arguments = ["--policy", "bestfit,FGD", "--seeds", "1..3", "--ties", "name,random"]
     price = ["--gpu-hour-price", "2", "--plot", str(plot), "-o", "json"]
@@ -195,7 +201,7 @@ def test_command_prints_one_json_object(tmp_path, capsys):
 
 
 def test_command_prints_tables_and_csv(tmp_path, capsys):
-    options = [*write_trace(tmp_path), "--policy", "dotprod,gpupacking", "--seeds", "4,5"]
+    options = [*made_up(tmp_path), "--policy", "dotprod,gpupacking", "--seeds", "4,5"]
     assert run(["simulate", *options]) == 0
     table = capsys.readouterr().out
     assert "dotprod, ties by name, seeds 4, 5\n" in table
@@ -220,13 +226,13 @@ def test_command_prints_tables_and_csv(tmp_path, capsys):
     ],
 )
 def test_command_refuses_bad_options(tmp_path, capsys, extra, code, message):
-    options = [*write_trace(tmp_path, tasks=5), "--policy", "bestfit", "--seeds", "1"]
+    options = [*made_up(tmp_path, tasks=5), "--policy", "bestfit", "--seeds", "1"]
     assert run(["simulate", *options, *extra]) == code
     assert message in capsys.readouterr().err
 
 
 def test_command_refuses_a_cluster_without_gpus(tmp_path, capsys):
-    options = write_trace(tmp_path)
+    options = made_up(tmp_path)
     (tmp_path / "nodes.csv").write_text("sn,cpu_milli,memory_mib,gpu,model\nn1,1,1,0,\n")
     assert run(["simulate", *options]) == 1
     assert "column gpu is 0 in every line" in capsys.readouterr().err

@@ -380,8 +380,6 @@ def _cautions(resolved: Resolved, annotations: Mapping[str, str]) -> list[str]:
         f"GPU model {model!r} is not in the hardware catalogue; close: {closest_models(model)}"
         for model in unknown_models(resolved.gpu_model)
     ]
-    if annotations.get(names.REQUIRE_GPU_TOPOLOGY) == "true":
-        found.append("GPU topology is recorded, but placement does not look at it yet")
     if names.AUTO_REPLICAS in annotations:
         found.append("auto-replicas is recorded, but nothing changes the number of replicas yet")
     return found

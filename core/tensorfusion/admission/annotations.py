@@ -135,7 +135,7 @@ USER_KEYS = (
 
 SYSTEM_KEYS = frozenset(
     {
-        names.GPU_IDS, names.CONTAINER_GPUS, names.INDEX, names.PORT_NUMBER, names.WORKER,
+        names.GPU_IDS, names.CONTAINER_GPUS, names.PARTITIONS, names.GPU_TOPOLOGY, names.INDEX, names.PORT_NUMBER, names.WORKER,
         names.SELECTED_WORKLOAD, names.EMBEDDED_WORKER, names.POD_COUNTER_KEY,
         names.WORKLOAD_MODE, names.GANG_DESIRED_MEMBERS, names.GANG_REQUIRED_MEMBERS,
         names.GANG_GROUP_KEY, names.GANG_PHASE, names.ORIGINAL_RESOURCES, names.ENFORCEMENT,
@@ -143,7 +143,7 @@ SYSTEM_KEYS = frozenset(
 )  # fmt: skip
 """Annotations that we write."""
 
-BIND_KEYS = (names.GPU_IDS, names.CONTAINER_GPUS, names.WORKER)
+BIND_KEYS = (names.GPU_IDS, names.CONTAINER_GPUS, names.PARTITIONS, names.WORKER)
 """Annotations that say what a pod holds; only a binding writes them."""
 
 LABELS = frozenset(

@@ -18,13 +18,14 @@ import msgspec
 from tensorfusion import __version__
 from tensorfusion.admission import Migration
 from tensorfusion.alerting import Dispatcher, Evaluator
-from tensorfusion.api import registry
+from tensorfusion.api import registry, validation
 from tensorfusion.api.core.pod import Pod
 from tensorfusion.api.resource import JsonObject
 from tensorfusion.apiserver import ApiServer, Seams
 from tensorfusion.app.admission import StoreAdmission
 from tensorfusion.app.defaults import ensure_defaults
 from tensorfusion.app.informers import Informers
+from tensorfusion.app.planning import PoolPlanner
 from tensorfusion.app.routes import Routes
 from tensorfusion.autoscale.loop import Autoscaler
 from tensorfusion.clock import Clock, SystemClock
@@ -49,6 +50,8 @@ from tensorfusion.runtime.health import Health
 from tensorfusion.runtime.instruments import Instruments
 from tensorfusion.runtime.manager import Manager
 from tensorfusion.runtime.settings import Settings
+from tensorfusion.scheduling.compactor import Compactor
+from tensorfusion.scheduling.defragmenter import Defragmenter
 from tensorfusion.scheduling.fleet_sync import FleetInformers, FleetSync, find_policy
 from tensorfusion.scheduling.gpu_status import GpuStatusWriter
 from tensorfusion.scheduling.log_file import DecisionLogFile
@@ -106,6 +109,7 @@ class ControlPlane:
 
     def start(self) -> None:
         """Start everything; returns when the wire answers and workers can be placed."""
+        validation.compile_all(registry.RESOURCES)
         ensure_defaults(self.store)
         self.hypervisor.discovery.run_once()
         group = ControllerGroup(
@@ -259,6 +263,7 @@ class ControlPlane:
         )
         self._controllers: list[Controller] = [
             self.scheduler.controller,
+            *self._consolidation(),
             *self.fleet.controllers,
             self.hypervisor.workers.controller,
             nodes.controller,
@@ -287,6 +292,35 @@ class ControlPlane:
         self.manager.add_loop("autoscaler", autoscaler.run)
         expiry = EventExpiry(store, registry.EVENTS, self.settings.event_ttl_seconds, clock)
         self.manager.add_loop("event-expiry", expiry.run)
+
+    def _consolidation(self) -> list[Controller]:
+        """Make what empties little-used nodes and gives empty ones back."""
+        informers, store, clock = self.informers, self.store, self.clock
+        events = self._events("tensorfusion-controller")
+        planner = PoolPlanner(store, self.host.placement_policies())
+        defrag = Defragmenter(
+            store,
+            informers.pools,
+            informers.nodes,
+            informers.pods,
+            plan=planner.defrag,
+            evict=partial(
+                self.scheduler.evict, reason="DefragPodEvicted", cause="DefragmentationByScheduler"
+            ),
+            clock=clock,
+            events=events,
+            instruments=self.instruments,
+        )
+        self.scheduler.target_of = defrag.target_of
+        compactor = Compactor(
+            store,
+            informers.pools,
+            informers.nodes,
+            plan=planner.compaction,
+            clock=clock,
+            events=events,
+        )
+        return [defrag.controller, compactor.controller]
 
     def _build_alerting(self) -> None:
         self._alert_events = self._events("tensorfusion-alerting")

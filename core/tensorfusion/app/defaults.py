@@ -4,7 +4,8 @@ from tensorfusion import names
 from tensorfusion.api import registry
 from tensorfusion.api.resource import JsonObject, Resource
 from tensorfusion.errors import AlreadyExists
-from tensorfusion.model.hardware import Card, PartitionTemplate, cards
+from tensorfusion.model.hardware import Card, cards
+from tensorfusion.model.partitions import PartitionTemplate
 from tensorfusion.store.interface import Store
 from tensorfusion.units import format_tflops
 
@@ -135,21 +136,32 @@ def _hardware(card: Card) -> JsonObject:
         "fp16TFlops": format_tflops(card.compute_gflops),
         "costPerHour": f"{card.hourly_price:.2f}",
     }
-    if card.templates:
-        result["partitionTemplateRefs"] = [t.id for t in card.templates]
-        result["maxPartitions"] = max(t.max_instances for t in card.templates)
-        result["maxPlacementSlots"] = max(s + t.width for t in card.templates for s in t.starts)
+    geometry = card.geometry
+    if geometry is not None:
+        result["partitionTemplateRefs"] = [t.id for t in geometry.templates]
+        result["maxPartitions"] = geometry.max_partitions
+        slots = "maxPlacementSlots" if geometry.divides_memory else "maxIsolationGroups"
+        result[slots] = geometry.slots
+        if geometry.engines:
+            result["totalExtendedResources"] = dict(geometry.engines)
     return result
 
 
 def _template(template: PartitionTemplate) -> JsonObject:
-    return {
+    result: JsonObject = {
         "id": template.id,
         "name": template.id,
         "memoryGigabytes": template.vram_bytes // GIB,
         "computePercent": f"{100 * template.slices / template.total_slices:.4f}",
-        "nvmlProfileId": template.profile,
         "maxInstances": template.max_instances,
         "placementLimit": list(template.starts),
         "placementOffset": template.width,
     }
+    if template.profile is not None:
+        result["nvmlProfileId"] = template.profile
+    if template.per_slot > 1:
+        result["isolationGroupSharing"] = "shared"
+        result["maxPartitionsPerIsolationGroup"] = template.per_slot
+    if template.engines:
+        result["extendedResources"] = dict(template.engines)
+    return result

@@ -1,5 +1,6 @@
 """What the wire serves beside Kubernetes' own paths: alerts, plugins, usage, ledger, logs."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +56,20 @@ class Routes:
         return json_response(msgspec.to_builtins(found))
 
     def pod_logs(self, request: PodLogRequest) -> Iterator[bytes]:
-        """Tell what a simulated pod does: it has a load profile instead of output."""
+        """Read a pod's output; a pod without processes says what stands in for them."""
         pod = self._plane.informers.pods.get(f"{request.namespace}/{request.name}")
         if pod is None:
             raise NotFound(f'pods "{request.name}" not found')
         if not pod_view.node_name(pod):
             raise BadRequest(f"pod {request.name} is not bound to a node yet")
+        runner, node = self._plane.hypervisor.runner, pod_view.node_name(pod)
+        if runner is not None and runner.has(node, pod.metadata.uid):
+            if request.timestamps:
+                raise BadRequest("timestamps are not recorded; leave timestamps=true out")
+            chunks = runner.logs(
+                pod, node, request.container, previous=request.previous, follow=request.follow
+            )
+            return chunks if request.tail_lines is None else _tail(chunks, request.tail_lines)
         backend = self._plane.hypervisor.backend.name
         line = (
             f"pod {request.namespace}/{request.name} runs on node {pod_view.node_name(pod)}"
@@ -121,6 +130,20 @@ class Routes:
         names = [n for n in dir(counters) if not n.startswith("_")]
         values = {n: getattr(counters, n) for n in names}
         return json_response({k: v for k, v in values.items() if isinstance(v, int)})
+
+
+def _tail(chunks: Iterator[bytes], count: int) -> Iterator[bytes]:
+    """Leave out what is before the last ``count`` lines of what there is already."""
+    head: deque[bytes] = deque(maxlen=count + 1)
+    rest = b""
+    for chunk in chunks:
+        if not chunk:
+            break
+        *lines, rest = (rest + chunk).split(b"\n")
+        head.extend(line + b"\n" for line in lines)
+    shown = [*head, rest] if rest else list(head)
+    yield b"".join(shown[-count:] if count else ())
+    yield from chunks
 
 
 def plugin_rows(records: Any) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ KINDS: tuple[Resource, ...] = (
     registry.GPU_POOLS,
     registry.SCHEDULING_CONFIGS,
     registry.QUOTAS,
+    registry.PDBS,
     registry.PODS,
 )
 

@@ -33,6 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "tensorfusion.cli.snapshot:snapshot",
         "Write everything that placement looks at to a file.",
     ),
+    "plan": (
+        "tensorfusion.cli.plan:plan",
+        "Show how nodes could be emptied or given back.",
+    ),
     "simulate": (
         "tensorfusion.cli.simulate:simulate",
         "Replay tasks on a cluster of a file, under several policies.",

@@ -1,6 +1,7 @@
 """``simulate``: replay a list of tasks on a cluster of a file, under several policies."""
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,30 +19,97 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
+def _write_example(ctx: click.Context, _option: click.Parameter, folder: Path | None) -> None:
+    if folder is None:
+        return
+    from tensorfusion.simulate.synthetic import write_trace
+
+    if not folder.is_dir():
+        raise ConfigError(f"--example {folder}: not a folder")
+    nodes, pods = write_trace(folder)
+    click.echo(f"tensorfusion simulate --nodes {nodes} --pods {pods} --policy bestfit,fgd")
+    ctx.exit()
+
+
 @click.command()
 @click.option(
-    "--nodes", type=FILE, required=True, help="CSV: sn, cpu_milli, memory_mib, gpu, model."
+    "--example",
+    type=click.Path(path_type=Path, file_okay=False),
+    is_eager=True,
+    expose_value=False,
+    callback=_write_example,
+    help="Write a small made-up cluster with tasks into this folder, print the command that"
+    " replays them, and end.",
 )
+@click.option("--nodes", type=FILE, help="CSV: sn, cpu_milli, memory_mib, gpu, model.")
 @click.option(
     "--pods",
     type=FILE,
-    required=True,
     help="CSV: name, cpu_milli, memory_mib, num_gpu, gpu_milli, and gpu_spec if there.",
 )
 @click.option(
-    "--policy", default="fgd,bestfit", show_default=True, help="Policies, the baseline first."
+    "--snapshot",
+    metavar="FILE",
+    help="Instead of CSV files: the cluster that `tensorfusion snapshot` wrote, with what waits.",
+)
+@click.option(
+    "--manifests",
+    type=click.Path(path_type=Path, exists=True),
+    help="Kubernetes manifests, a file or a folder, whose pods come to that cluster.",
+)
+@click.option(
+    "--add",
+    "added",
+    multiple=True,
+    metavar="MODEL:GPUS",
+    help="A node to add to that cluster; repeat it.",
+)
+@click.option("--anew", is_flag=True, help="With --snapshot: place the pods that run anew, too.")
+@click.option(
+    "--policy",
+    default="",
+    show_default="fgd,bestfit; with --snapshot what each pool says",
+    help="Policies, the baseline first.",
 )
 @click.option("--seeds", default="42..51", show_default=True, help="Seeds: 42, 1,5 or 42..51.")
 @click.option("--ties", default="name", show_default=True, help="name, pack or random, or several.")
+@click.option(
+    "--replay",
+    "mode",
+    type=click.Choice(["demand", "times"]),
+    default="demand",
+    show_default=True,
+    help="demand: tasks arrive and none leaves; times: they arrive, wait, run and leave by the"
+    " clock of the file (columns creation_time, scheduled_time, deletion_time).",
+)
+@click.option(
+    "--load",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="With --replay times: 2 brings the same tasks in half the time.",
+)
+@click.option(
+    "--resample",
+    is_flag=True,
+    help="With --replay times: each seed draws the task of every arrival anew from the file.",
+)
 @click.option("--gpu-hour-price", type=float, default=0.0, help="Turns GPUs into money.")
 @click.option("--plot", type=FILE, help="Draw allocation against demand into this SVG file.")
 @output_option("table", "json", "csv")
 def simulate(
-    nodes: Path,
-    pods: Path,
+    nodes: Path | None,
+    pods: Path | None,
+    snapshot: str | None,
+    manifests: Path | None,
+    added: tuple[str, ...],
+    anew: bool,
     policy: str,
     seeds: str,
     ties: str,
+    mode: str,
+    load: float,
+    resample: bool,
     gpu_hour_price: float,
     plot: Path | None,
     output: str,
@@ -50,25 +118,43 @@ def simulate(
 
     Prints allocation and fragmentation against the demand that has arrived, with 95 % confidence
     intervals over the seeds, beside published values when the files are a known trace. The same
-    seed gives the same event log on any machine.
+    seed gives the same event log on any machine. With --replay times tasks also leave, and what
+    is printed is how long they wait and how much of the cluster they use.
+
+    With --snapshot or --manifests it answers what would become of pods on a cluster of objects:
+    with nodes added, or under another policy.
 
     \b
     Example:
       tensorfusion simulate --nodes nodes.csv --pods pods.csv --policy bestfit,fgd --seeds 42..44
+      tensorfusion simulate --nodes nodes.csv --pods pods.csv --replay times --load 3 --seeds 1..5
+      tensorfusion simulate --snapshot cluster.json --add L40S:4 --manifests deploy/
+      tensorfusion simulate --snapshot cluster.json --anew --policy compact-first,fgd
     """  # noqa: D301
     from tensorfusion.simulate.plot import to_svg
     from tensorfusion.simulate.published import published_for
     from tensorfusion.simulate.report import Report
     from tensorfusion.simulate.trace import read_trace
 
+    if snapshot is not None or manifests is not None or added:
+        _on_objects(snapshot, manifests, added, policy, anew=anew, output=output)
+        return
+    if nodes is None or pods is None:
+        raise click.UsageError(
+            "needs --nodes and --pods, or --snapshot, or --manifests with --add; --example DIR"
+            " writes files to try"
+        )
     if plot is not None and not plot.parent.is_dir():
         raise ConfigError(f"--plot {plot}: {plot.parent} is not a folder")
-    chosen = _policies(policy)
+    chosen = policies_of(policy or "fgd,bestfit")
     rules = _rules(ties)
     numbers = parse_seeds(seeds)
     trace = read_trace(nodes, pods)
     if not trace.gpus:
         raise ConfigError(f"{nodes}: column gpu is 0 in every line; at least one GPU is needed")
+    if mode == "times":
+        _by_the_clock(trace, pods, chosen, rules, numbers, load, resample, plot, output)
+        return
     runs = _run_all(trace, chosen, rules, numbers)
     report = Report(trace, published_for(trace), runs, gpu_hour_price)
     if plot is not None:
@@ -82,6 +168,68 @@ def simulate(
             click.echo(title)
             print_table(headings, rows)
             click.echo()
+
+
+def _on_objects(
+    snapshot: str | None,
+    manifests: Path | None,
+    added: tuple[str, ...],
+    policy: str,
+    *,
+    anew: bool,
+    output: str,
+) -> None:
+    from tensorfusion.cli.what_if import simulate_objects
+    from tensorfusion.host import PluginHost
+
+    host = PluginHost()
+    host.load()
+    chosen = policies_of(policy) if policy else [None]
+    policies = dict(host.placement_policies())
+    simulate_objects(snapshot, manifests, added, chosen, policies, anew=anew, output=output)
+
+
+def _by_the_clock(
+    trace: "Trace",
+    pods: Path,
+    policies: "list[PlacementPolicy]",
+    rules: list[str],
+    seeds: list[int],
+    load: float,
+    resample: bool,
+    plot: Path | None,
+    output: str,
+) -> None:
+    from tensorfusion.simulate import timed_report
+    from tensorfusion.simulate.timeline import replay_times, story_of
+    from tensorfusion.simulate.trace import read_visits
+
+    visits = read_visits(pods)
+    total = len(policies) * len(rules) * len(seeds)
+    runs = []
+    for policy in policies:
+        for rule in rules:
+            for seed in seeds:
+                start = time.perf_counter()
+                story = story_of(visits, seed, load, resample=resample)
+                run = replay_times(trace.nodes, story, policy, rule, seed)
+                runs.append(run)
+                click.echo(
+                    f"run {len(runs)} of {total}: {run.policy}, ties by {rule}, seed {seed}: "
+                    f"{run.utilization_pct:.2f} % used, {run.waits.waited} of {run.waits.tasks}"
+                    f" waited, {time.perf_counter() - start:.2f} s",
+                    err=True,
+                )
+    if plot is not None:
+        _write(plot, timed_report.to_svg(runs))
+    if output == "json":
+        click.echo(json.dumps(timed_report.to_json(runs)))
+    elif output == "csv":
+        click.echo(timed_report.to_csv(runs), nl=False)
+    else:
+        for title, headings, rows in timed_report.tables(runs):
+            click.echo(title)
+            print_table(headings, rows)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -106,7 +254,12 @@ def parse_seeds(text: str) -> list[int]:
     return list(found)
 
 
-def _policies(text: str) -> "list[PlacementPolicy]":
+def policies_of(text: str) -> "list[PlacementPolicy]":
+    """Find installed policies by a list of names or aliases.
+
+    Raises:
+        UsageError: One is not installed; names those that are.
+    """
     from tensorfusion.host import PluginHost
 
     host = PluginHost()
@@ -144,11 +297,13 @@ def _run_all(
     for policy in policies:
         for rule in rules:
             for seed in seeds:
+                start = time.perf_counter()
                 run = replay(trace.tasks, Arrivals(trace, seed), policy, rule)
+                seconds = time.perf_counter() - start
                 runs.append(run)
                 click.echo(
                     f"run {len(runs)} of {total}: {run.policy}, ties by {rule}, seed {seed}: "
-                    f"{run.points[-1].allocated_pct:.2f} % allocated",
+                    f"{run.points[-1].allocated_pct:.2f} % allocated, {seconds:.2f} s",
                     err=True,
                 )
     return tuple(runs)

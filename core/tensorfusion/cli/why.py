@@ -110,7 +110,8 @@ def _why_pending(store: Reader, pod: Pod) -> JsonObject:
     demand = demand_of(pod)
     found = engine.place(demand)
     changes = relax(engine, demand)
-    total, remaining, exclusions = engine.explain(demand.shape)
+    around = engine.surroundings(demand)
+    total, remaining, exclusions = engine.explain(demand.shape, around)
     answer: JsonObject = {
         "gpus": total,
         "fitting": remaining,
@@ -130,7 +131,9 @@ def _why_pending(store: Reader, pod: Pod) -> JsonObject:
         answer |= changes_of(changes)
         answer["nodes"] = [
             {"node": node, "gpus": gpus, "fitting": fitting, "excluded": excluded}
-            for node, gpus, fitting, excluded in failures_of(engine, demand.shape).by_node()
+            for node, gpus, fitting, excluded in failures_of(engine, demand.shape).by_node(
+                around.rules if around is not None else ()
+            )
         ]
     else:
         answer["answer"] = f"it fits now on node {found.node}; the scheduler will bind it"

@@ -14,6 +14,7 @@ from typing import Any
 from tensorfusion.clock import Clock
 from tensorfusion.errors import BackendError
 from tensorfusion.hypervisor.discovery import Discovery
+from tensorfusion.hypervisor.pods import PodRunner
 from tensorfusion.hypervisor.sampling import Sampling
 from tensorfusion.hypervisor.workers import WorkerController
 from tensorfusion.runtime.events import EventRecorder
@@ -66,8 +67,15 @@ class Hypervisor:
             registers_nodes=registers_nodes,
             batch=batch,
         )
+        self.runner = PodRunner(folder, clock) if registers_nodes else None
         self.workers = WorkerController(
-            store, self.sessions, pods, capabilities, clock=clock, events=events
+            store,
+            self.sessions,
+            pods,
+            capabilities,
+            clock=clock,
+            events=events,
+            runner=self.runner,
         )
         self.sampling = Sampling(
             self.sessions, pods, self.discovery, metrics, instruments, capabilities, clock

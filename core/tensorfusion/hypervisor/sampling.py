@@ -6,7 +6,7 @@ to the metric store. Rates stay FLOP/s (base unit), memory bytes.
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from tensorfusion import names
 from tensorfusion.api import pod_view
@@ -15,7 +15,13 @@ from tensorfusion.clock import Clock
 from tensorfusion.errors import BackendError
 from tensorfusion.hypervisor.discovery import Discovery
 from tensorfusion.runtime.instruments import Instruments, Row
-from tensorfusion.spi.backend import Capabilities, DeviceMetrics, NodeBackend, WorkerUsage
+from tensorfusion.spi.backend import (
+    Capabilities,
+    DeviceInfo,
+    DeviceMetrics,
+    NodeBackend,
+    WorkerUsage,
+)
 from tensorfusion.spi.catalogue import BY_NAME
 from tensorfusion.spi.metrics import Labels, MetricStore, Sample
 from tensorfusion.store.informer import Informer
@@ -62,8 +68,10 @@ class Sampling:
         self.pool_of: Callable[[str], str] = lambda _node: ""
         """Names the pool of a node; set by the composition."""
         self._shown: set[str] = set()
-        self._pairs: dict[tuple[tuple[str, ...], Sequence[str]], Labels] = {}
-        """Label pairs of the last pass by names and values: most series come again."""
+        self._pairs: dict[tuple[str, ...], dict[tuple[str, ...], Labels]] = {}
+        """Label pairs of the last pass by names, then by values: most series come again."""
+        self._facts: dict[str, tuple[str, Mapping[str, DeviceInfo], dict[str, list[Row]]]] = {}
+        """Node to pool, devices, and the rows that follow from those two."""
 
     def run(self, stop: threading.Event, interval_seconds: float) -> None:
         """Sample until ``stop`` is set."""
@@ -106,12 +114,12 @@ class Sampling:
             if name not in STORED:
                 continue
             labels = BY_NAME[name].labels
+            before, pairs_of = known.get(labels, {}), self._pairs.setdefault(labels, {})
             for values, value in series:
-                key = (labels, values)
-                pairs = self._pairs.get(key) or known.get(key)
+                pairs = pairs_of.get(values)
                 if pairs is None:
-                    pairs = tuple(sorted(zip(labels, values, strict=True)))
-                self._pairs[key] = pairs
+                    pairs = before.get(values) or tuple(sorted(zip(labels, values, strict=True)))
+                    pairs_of[values] = pairs
                 samples.append(Sample(name, pairs, now, value))
         try:
             self._metrics.write(samples)
@@ -122,7 +130,22 @@ class Sampling:
     def _read_devices(self, node: str, session: NodeBackend, rows: dict[str, list[Row]]) -> None:
         pool = self.pool_of(node)
         infos = self._discovery.infos.get(node, {})
-        readings = {m.uuid: m for m in session.metrics()}
+        readings = session.metrics()
+        # After the reading: a node that cannot be read has no rows at all.
+        for name, facts in self._facts_of(node, pool, infos).items():
+            rows.setdefault(name, []).extend(facts)
+        for reading in readings:
+            if reading.uuid in infos:
+                _add_reading(rows, (pool, node, reading.uuid.lower()), reading)
+
+    def _facts_of(
+        self, node: str, pool: str, infos: Mapping[str, DeviceInfo]
+    ) -> dict[str, list[Row]]:
+        """Rows that change only when discovery finds something else."""
+        known = self._facts.get(node)
+        if known is not None and known[0] == pool and known[1] is infos:
+            return known[2]
+        rows: dict[str, list[Row]] = {}
         for uuid, info in infos.items():
             labels = (pool, node, uuid.lower())
             facts = (*labels, str(info.index), info.vendor, info.model, info.driver_version, "soft")
@@ -130,8 +153,8 @@ class Sampling:
             _add(rows, "gpu_vram_capacity_bytes", labels, info.vram_bytes)
             _add(rows, "gpu_compute_capacity_flops", labels, info.compute_gflops * GIGA)
             _add(rows, "gpu_healthy", labels, float(info.healthy))
-            if uuid in readings:
-                _add_reading(rows, labels, readings[uuid])
+        self._facts[node] = (pool, infos, rows)
+        return rows
 
     def _read_workers(
         self,

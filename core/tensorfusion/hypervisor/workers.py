@@ -1,8 +1,8 @@
 """The worker controller: pods that are bound to our nodes become prepared workers, and end.
 
 It plays the kubelet's part in the embedded mode: it reports a pod's phase and removes a deleted
-pod once its worker is released. In the fidelity ``model`` no process is started; the load
-profile stands in for the pod's containers.
+pod once its worker is released. Where a backend names a command that stands in for containers,
+they run as processes of this machine; otherwise none is started.
 """
 
 import logging
@@ -13,21 +13,38 @@ from tensorfusion.api import pod_view
 from tensorfusion.api.core.pod import Pod
 from tensorfusion.api.registry import PODS
 from tensorfusion.api.resource import JsonObject
-from tensorfusion.clock import Clock, format_timestamp
+from tensorfusion.clock import Clock, format_timestamp, parse_timestamp
 from tensorfusion.errors import BackendError, ConfigError, NotFound
+from tensorfusion.hypervisor.pod_status import is_reported, process_status, running_status
+from tensorfusion.hypervisor.pods import PodRunner
 from tensorfusion.model.worker_annotations import gpu_ids_of, limit_of, request_of
 from tensorfusion.runtime.controller import DONE, Controller, Result
 from tensorfusion.runtime.events import EventRecorder
-from tensorfusion.spi.backend import Capabilities, DeviceInfo, NodeBackend, Share, WorkerSpec
+from tensorfusion.spi.backend import (
+    Capabilities,
+    DeviceInfo,
+    NodeBackend,
+    PreparedWorker,
+    Share,
+    WorkerSpec,
+)
 from tensorfusion.store.informer import Change, Informer, split_key
 from tensorfusion.store.interface import Store
 
 log = logging.getLogger(__name__)
 MANAGER = "tensorfusion-hypervisor"
+WATCH_SECONDS = 1.0
+"""How often processes are looked at."""
+STOP_SECONDS = 0.2
+"""How often processes are looked at that were asked to end."""
 
 
 class WorkerController:
-    """Prepares, adjusts and releases the workers of all sessions."""
+    """Prepares, adjusts and releases the workers of all sessions.
+
+    Args:
+        runner: Runs containers as processes; None where a kubelet runs them.
+    """
 
     def __init__(
         self,
@@ -38,8 +55,10 @@ class WorkerController:
         *,
         clock: Clock,
         events: EventRecorder,
+        runner: PodRunner | None = None,
     ) -> None:
         self._store = store
+        self._runner = runner
         self._sessions = sessions
         self._pods = pods
         self._capabilities = capabilities
@@ -47,6 +66,9 @@ class WorkerController:
         self._events = events
         self._specs: dict[str, WorkerSpec] = {}
         self._node_of: dict[str, str] = {}
+        self._prepared: dict[str, PreparedWorker] = {}
+        self._started: dict[str, tuple[str, str]] = {}
+        """Pod to its node and uid, of those with processes."""
         self._known_devices: dict[str, DeviceInfo] = {}
         self._users: dict[str, set[str]] = {}
         """Worker to the keys of the pods that use it."""
@@ -63,6 +85,7 @@ class WorkerController:
     def recover(self) -> None:
         """Release workers of an earlier run whose pod is gone; called once informers are synced."""
         users: dict[str, list[str]] = {}
+        self._adopt()
         for pod in self._pods.values():
             users.setdefault(worker_of(pod)[0], []).append(pod_view.key(pod))
         for node, session in self._sessions.items():
@@ -76,11 +99,31 @@ class WorkerController:
                         extra = {"node": node, "worker": spec.worker, "error": str(error)}
                         log.warning("worker of an earlier run not released", extra=extra)
 
+    def _adopt(self) -> None:
+        """Take over the processes of an earlier run; those whose pod is gone end."""
+        if self._runner is None:
+            return
+        keys = {pod.metadata.uid: pod_view.key(pod) for pod in self._pods.values()}
+        for node in self._sessions:
+            for uid in self._runner.uids(node):
+                if uid in keys:
+                    self._started[keys[uid]] = (node, uid)
+                else:
+                    self._runner.stop(node, uid, kill_at=0)
+                    self._runner.remove(node, uid)
+
     def reconcile(self, key: str) -> Result:
         """Bring one pod's worker in line with the pod."""
         pod = self._pods.get(key)
         known = self._specs.get(key)
-        if pod is None or (known is not None and worker_of(pod)[0] != known.worker):
+        _, uid = self._started.get(key, ("", ""))
+        replaced = pod is not None and (
+            (known is not None and worker_of(pod)[0] != known.worker)
+            or (uid and uid != pod.metadata.uid)
+        )
+        if pod is None or replaced:
+            if not self._end(key, kill_at=0):
+                return Result(STOP_SECONDS)
             self._release(key)
             if pod is None:
                 return DONE
@@ -88,6 +131,8 @@ class WorkerController:
         if node not in self._sessions:
             return DONE
         if pod.metadata.deletion_timestamp:
+            if not self._end(key, kill_at=parse_timestamp(pod.metadata.deletion_timestamp)):
+                return Result(STOP_SECONDS)
             self._release(key)
             self._finish_deletion(key)
             return DONE
@@ -104,22 +149,53 @@ class WorkerController:
         session = self._sessions[node]
         try:
             spec = self.spec_of(pod, node)
-            known = self._specs.get(key)
-            if known == spec and self._is_running(pod):
+            known, prepared = self._specs.get(key), self._prepared.get(key)
+            watched = key in self._started
+            if known == spec and self._is_running(pod) and not watched:
                 return DONE
-            if known is not None and _same_but_share(known, spec):
+            same = known is not None and _same_but_share(known, spec)
+            if not same or (watched and prepared is None):
+                self._prepared[key] = prepared = session.prepare(spec)
+            elif known != spec or not watched:
                 session.set_limits(spec.worker, spec.share)
-            else:
-                session.prepare(spec)
         except (BackendError, ConfigError) as error:
             self._events.event(
                 pod_view.reference(pod), "WorkerNotPrepared", f"node {node}: {error}", warning=True
             )
             raise
         self._remember(key, spec, node)
+        if prepared is not None and prepared.command and self._runner is not None:
+            return self._run(self._runner, key, pod, prepared)
         if not self._is_running(pod):
             self._report_running(pod)
         return DONE
+
+    def _run(self, runner: PodRunner, key: str, pod: Pod, prepared: PreparedWorker) -> Result:
+        """Keep the processes of a pod's containers running, and report how they are."""
+        node = pod_view.node_name(pod)
+        self._started[key] = (node, pod.metadata.uid)
+        try:
+            states = runner.step(pod, node, prepared)
+        except BackendError as error:
+            self._events.event(
+                pod_view.reference(pod), "ContainerNotStarted", str(error), warning=True
+            )
+            raise
+        status = process_status(states, format_timestamp(self._clock.now()))
+        if not is_reported(pod, status):
+            self._report(pod, status)
+        return DONE if status["phase"] in pod_view.FINISHED else Result(WATCH_SECONDS)
+
+    def _end(self, key: str, kill_at: float) -> bool:
+        """End a pod's processes; True once they are gone, with their files."""
+        if key not in self._started or self._runner is None:
+            return True
+        node, uid = self._started[key]
+        if not self._runner.stop(node, uid, kill_at):
+            return False
+        self._runner.remove(node, uid)
+        del self._started[key]
+        return True
 
     def spec_of(self, pod: Pod, node: str) -> WorkerSpec:
         """Build the worker that an admitted, bound pod stands for."""
@@ -161,8 +237,10 @@ class WorkerController:
         return pod_view.phase(pod) == "Running"
 
     def _report_running(self, pod: Pod) -> None:
+        self._report(pod, running_status(pod, format_timestamp(self._clock.now())))
+
+    def _report(self, pod: Pod, status: JsonObject) -> None:
         namespace, name = pod.metadata.namespace, pod.metadata.name
-        status = running_status(pod, format_timestamp(self._clock.now()))
         self._store.patch(
             PODS,
             name,
@@ -193,6 +271,7 @@ class WorkerController:
         else:
             self._users[spec.worker].discard(key)
         del self._specs[key], self._node_of[key]
+        self._prepared.pop(key, None)
 
     def _finish_deletion(self, key: str) -> None:
         namespace, name = split_key(key)
@@ -210,30 +289,3 @@ def worker_of(pod: Pod) -> tuple[str, str]:
     """The uid and name of the pod whose worker this pod uses: its own, unless it shares one."""
     key, _, name = pod.metadata.annotations.get(names.WORKER, "").partition("/")
     return key or pod.metadata.uid, name or pod.metadata.name
-
-
-def running_status(pod: Pod, now: str) -> JsonObject:
-    """The status of a pod whose containers all run."""
-    containers = [
-        {
-            "name": c.name,
-            "image": c.image or "",
-            "imageID": "",
-            "ready": True,
-            "started": True,
-            "restartCount": 0,
-            "state": {"running": {"startedAt": now}},
-        }
-        for c in (pod.spec.containers if pod.spec else ())
-    ]
-    types = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
-    return {
-        "phase": "Running",
-        "startTime": now,
-        "hostIP": "127.0.0.1",
-        "podIP": "127.0.0.1",
-        "podIPs": [{"ip": "127.0.0.1"}],
-        "qosClass": "BestEffort",
-        "conditions": [{"type": t, "status": "True", "lastTransitionTime": now} for t in types],
-        "containerStatuses": containers,
-    }

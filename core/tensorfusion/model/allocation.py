@@ -5,8 +5,11 @@ from typing import Final
 
 import msgspec
 
+from tensorfusion.model.claims import Claim
 from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT, Amount
 from tensorfusion.model.device import DYNAMIC, Device
+from tensorfusion.model.neighbours import Identity
+from tensorfusion.model.partitions import Cut, Cuts
 from tensorfusion.model.quota import Usage
 
 DIGEST_MODULUS: Final = 1 << 128
@@ -20,6 +23,7 @@ class Take(msgspec.Struct, frozen=True):
     """What one worker holds of one device, in base units.
 
     The request is deducted from the card; the limit counts against its virtual capacity.
+    ``cut`` is the hardware partition, if it is one; unset is not encoded.
     """
 
     uuid: str
@@ -27,6 +31,7 @@ class Take(msgspec.Struct, frozen=True):
     vram_bytes: int
     limit_gflops: int
     limit_vram_bytes: int
+    cut: Cut | msgspec.UnsetType = msgspec.UNSET
 
 
 class HostTake(msgspec.Struct, frozen=True):
@@ -56,6 +61,8 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True):
         containers: Container name and its device uuids, when dealt out by the pod.
         host: CPU and memory of the node. Unset is not encoded, so records written before it
             existed keep their bytes and their digest.
+        identity: What other pods need to know of it. Unset is not encoded either.
+        claims: Numbers it has for itself, sorted; unset as above.
     """
 
     key: str
@@ -73,11 +80,20 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True):
     holders: tuple[str, ...] = ()
     containers: tuple[tuple[str, tuple[str, ...]], ...] = ()
     host: HostTake | msgspec.UnsetType = msgspec.UNSET
+    identity: Identity | msgspec.UnsetType = msgspec.UNSET
+    claims: tuple[Claim, ...] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def devices(self) -> tuple[str, ...]:
         """Uuids of the devices held."""
         return tuple(take.uuid for take in self.takes)
+
+    def cut_on(self, uuid: str) -> Cut | None:
+        """Return the partition held of a device; None when there is none."""
+        for take in self.takes:
+            if take.uuid == uuid and take.cut is not msgspec.UNSET:
+                return take.cut
+        return None
 
     @property
     def usage(self) -> Usage:
@@ -94,6 +110,11 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True):
             sum(take.limit_vram_bytes for take in self.takes),
             1,
         )
+
+
+def cuts_held(allocation: Allocation) -> dict[str, Cut]:
+    """Return the hardware partitions of a worker by device."""
+    return {take.uuid: take.cut for take in allocation.takes if take.cut is not msgspec.UNSET}
 
 
 def canonical_bytes(allocation: Allocation) -> bytes:
@@ -167,6 +188,7 @@ class DeviceUsage:
     """
 
     __slots__ = (
+        "cuts",
         "device",
         "exclusive_holders",
         "limit_gflops",
@@ -190,6 +212,8 @@ class DeviceUsage:
         """Isolation modes the device can ever offer."""
         self.members: dict[str, str] = {}
         """Allocation key to isolation mode."""
+        self.cuts: Cuts = ()
+        """Hardware partitions that workers hold, sorted."""
 
     @property
     def free_gflops(self) -> int:
@@ -209,13 +233,21 @@ class DeviceUsage:
         return next(iter(self.members.values()))
 
     @property
+    def idle_cuts(self) -> Cuts:
+        """Hardware partitions that exist and that nobody holds."""
+        left = list(self.device.idle_partitions) if self.device is not None else []
+        for cut in self.cuts:
+            if cut in left:
+                left.remove(cut)
+        return tuple(sorted(left))
+
+    @property
     def conflict(self) -> bool:
-        """Whether workers of different modes were found on a card of dynamic policy."""
-        return (
-            self.device is not None
-            and self.device.isolation_policy == DYNAMIC
-            and len(set(self.members.values())) > 1
-        )
+        """Whether workers of modes that exclude each other were found on the card."""
+        modes = set(self.members.values())
+        if self.device is None or len(modes) < 2:
+            return False
+        return self.device.isolation_policy == DYNAMIC or "partitioned" in modes
 
     def apply(self, take: Take, allocation: Allocation, sign: int) -> None:
         """Add (1) or remove (-1) what one worker holds."""
@@ -229,6 +261,13 @@ class DeviceUsage:
             self.members[allocation.key] = allocation.isolation
         else:
             del self.members[allocation.key]
+        if take.cut is not msgspec.UNSET:
+            cuts = list(self.cuts)
+            if sign > 0:
+                cuts.append(take.cut)
+            else:
+                cuts.remove(take.cut)
+            self.cuts = tuple(sorted(cuts))
 
     def totals(self) -> tuple[int, int, int, int, int]:
         """Return all totals, for comparisons."""
@@ -239,3 +278,7 @@ class DeviceUsage:
             self.limit_vram_bytes,
             self.exclusive_holders,
         )
+
+    def state(self) -> tuple[object, ...]:
+        """Return everything that is counted, for comparisons."""
+        return (self.totals(), self.members, self.cuts)

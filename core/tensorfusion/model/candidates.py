@@ -4,10 +4,11 @@ Three levels, each catching up on changed nodes only, which the fleet's journals
 
 - `Suitability`: which cards and nodes a kind of request may use at all. Changes with hardware,
   labels and taints, not with load.
-- `Tables`: per node the score and the largest headroom of each quantity. Requests of every kind
+- `Tables`: per node the score and its room, the largest headroom of each quantity and what is free
+  of CPU and memory. Requests of every kind
   share one table as long as their constraints take or leave whole nodes, which is the rule since
   the cards of a node are usually alike; otherwise a kind has its own. A policy that reads the
-  demand has no scores here, only headrooms.
+  demand has no scores here, only room.
 - `ShapeKeys`: one number per node for one shape, its score where the shape may fit and
   `NOT_FITTING` elsewhere. The largest headrooms sort out most nodes; whether the cards of the
   rest really fit is looked at when a node is about to win, or for all at once by `prune`.
@@ -22,9 +23,7 @@ from numpy.typing import NDArray
 from tensorfusion.model.demand import Shape
 from tensorfusion.model.filters import NODE_RULES, NodeRule, allows_profile, profile_key
 from tensorfusion.model.fleet import (
-    GATE_BITS,
     GFLOPS,
-    IDLE_BIT,
     LIMIT_GFLOPS,
     LIMIT_PERCENT,
     LIMIT_VRAM,
@@ -35,6 +34,7 @@ from tensorfusion.model.fleet import (
 )
 from tensorfusion.model.journal import Journal
 from tensorfusion.model.rows import GATE_PLANE, Bools, Ints, Rows, Scorer, Scores, Slots
+from tensorfusion.model.wishes import Wishes
 
 NOT_FITTING: Final = -(1 << 62)
 SCORE_SCALE: Final = 1 << 16
@@ -43,8 +43,13 @@ adds floating-point numbers cannot decide a tie."""
 
 _CACHED_MASKS: Final = 1024
 _CLOSED: Final = np.int64(-1)
+_NO_ROOM: Final = (-1,) * QUANTITIES
+_ROOM_COLUMNS: Final = QUANTITIES + 2
+"""Eight, so that comparing a node's room gives eight bytes, which are looked at as one number."""
+_ALL_EIGHT: Final = np.uint64(0x0101010101010101)
 _FEW_NODES: Final = 4
-"""Up to so many changes, it is worth a look whether they are all of one node."""
+"""Up to so many changes, plain Python is faster than a call of numpy per step."""
+_MANY_UNSCORED: Final = 32
 _NO_KEY: Final = np.int64(NOT_FITTING)
 
 
@@ -53,7 +58,10 @@ def needs_of(shape: Shape) -> list[tuple[int, int]]:
 
     A limit below the request counts as the request, as in the ledger. When one of the two is a
     share of the card and the other is not, both conditions are stated; the larger one decides.
+    A partition has the amounts of its template, which the gate looks at.
     """
+    if shape.wish is not None:
+        return [(GFLOPS, 0)]
     request, limit = shape.request, shape.limit
     needs = {
         GFLOPS: request.gflops,
@@ -182,9 +190,9 @@ class Tables:
     """Scores and headrooms per node.
 
     Attributes:
-        node_scores: Score per node slot, in units of 1/`SCORE_SCALE`.
-        largest: ``largest[quantity, slot]`` is the largest headroom among the cards that are
-            open to the isolation mode, -1 when there are none.
+        node_scores: Score per node slot, in units of 1/`SCORE_SCALE`; see `score_unscored`.
+        room: Per node slot the largest headroom of each quantity among the cards that are open to
+            the isolation mode, -1 when there are none; then free CPU and memory; (rows, 8).
     """
 
     def __init__(
@@ -202,9 +210,11 @@ class Tables:
         self._policy = policy
         self._shape = shape
         self._suitability = suitability
-        self._bit = gate_bit(shape)
+        self._bit = fleet.gate_asked(shape)
         self.node_scores: Ints = np.zeros(fleet.rows, dtype=np.int64)
-        self.largest: Ints = np.full((QUANTITIES, fleet.rows), -1, dtype=np.int64)
+        self.room: Ints = np.full((fleet.rows, _ROOM_COLUMNS), -1, dtype=np.int64)
+        self._unscored: set[int] = set()
+        self._flat_room = self.room.reshape(-1).data
         self._cursor = -1
 
     def catch_up(self) -> None:
@@ -217,16 +227,60 @@ class Tables:
         self._cursor = version
         if not isinstance(where, slice) and len(where) <= _FEW_NODES:
             slots = set(where.tolist())
-            if len(slots) == 1:
-                slot = slots.pop()
-                where = slice(slot, slot + 1)
-        policy = self._policy
+            for slot in slots:
+                self._write_room(slot)
+            if self._policy is not None:
+                self._unscored |= slots
+            return
         rows = self.rows(where)
-        self.largest[:, where] = np.where(rows.open[:, None], rows.headroom, _CLOSED).max(axis=2).T
+        largest = np.where(rows.open[:, None], rows.headroom, _CLOSED).max(axis=2)
+        self.room[where, :QUANTITIES] = largest
+        self.room[where, QUANTITIES:] = fleet.host[where, :2]
+        self._score(where, rows)
+
+    def score_unscored(self, keys: Ints) -> None:
+        """Bring scores up to date if one of those that are not matters to a shape.
+
+        A changed node often fits nothing that is asked for next, and scoring many at once costs
+        hardly more than scoring one.
+
+        Args:
+            keys: Of the shape; those of nodes that had no score are written anew.
+        """
+        key = keys.item
+        wanted = [slot for slot in self._unscored if key(slot) != NOT_FITTING]
+        if wanted or len(self._unscored) > _MANY_UNSCORED:
+            where = np.array(sorted(self._unscored), dtype=np.intp)
+            self._unscored.clear()
+            self._score(where, self.rows(where))
+            keys[wanted] = self.node_scores[wanted]
+
+    def _score(self, where: slice | Slots, rows: Rows) -> None:
+        policy = self._policy
         if policy is not None:
-            self.node_scores[where] = scaled(
-                policy.score_nodes(self._shape, rows, fleet.statistics)
-            )
+            scores = policy.score_nodes(self._shape, rows, self._fleet.statistics)
+            self.node_scores[where] = scaled(scores)
+
+    def _write_room(self, slot: int) -> None:
+        fleet = self._fleet
+        bit = self._bit
+        gates = fleet.gates[slot]
+        cards = [card for card, gate in zip(fleet.cards[slot], gates, strict=True) if gate & bit]
+        if self._suitability is not None:
+            allowed = self._suitability.cards[slot].tolist()
+            cards = [
+                card
+                for card, gate, may in zip(fleet.cards[slot], gates, allowed, strict=False)
+                if may and gate & bit
+            ]
+        largest = map(max, *cards) if len(cards) > 1 else cards[0] if cards else _NO_ROOM
+        # One by one through a memoryview is faster than assigning to so short a row of an array.
+        room = self._flat_room
+        start = slot * _ROOM_COLUMNS
+        for cell, value in zip(range(start, start + QUANTITIES), largest, strict=False):
+            room[cell] = value
+        room[start + QUANTITIES] = fleet.host.item(slot, 0)
+        room[start + QUANTITIES + 1] = fleet.host.item(slot, 1)
 
     def rows(self, where: slice | Slots) -> Rows:
         """Return nodes as a policy sees them."""
@@ -245,6 +299,7 @@ class ShapeKeys:
     Attributes:
         needs: (quantity, amount) pairs a card's headroom must reach.
         keys: Score where the shape may fit, else `NOT_FITTING`; per node slot.
+        wishes: What matters about the set of cards besides their amounts.
     """
 
     def __init__(
@@ -254,6 +309,7 @@ class ShapeKeys:
         suitability: Suitability,
         shared: Tables,
         policy: Scorer | None,
+        wishes: Wishes | None = None,
     ) -> None:
         """Start empty.
 
@@ -263,20 +319,23 @@ class ShapeKeys:
             suitability: Of its kind.
             shared: Tables of all cards, used while the kind is regular.
             policy: Gives the scores when it reads the demand; None when the tables have them.
+            wishes: What matters about the set of cards besides their amounts; None for nothing.
         """
+        self.wishes = wishes
         self._fleet = fleet
         self.shape = shape
         self.suitability = suitability
         self.needs = needs_of(shape) if shape.gpu_count else []
-        self._host_needs = [
-            (column, amount)
-            for column, amount in enumerate((shape.cpu_milli, shape.memory_bytes))
-            if amount
-        ]
+        self._floor: Ints = np.full(_ROOM_COLUMNS, NOT_FITTING, dtype=np.int64)
+        for quantity, amount in self.needs:
+            self._floor[quantity] = amount
+        for column, amount in enumerate((shape.cpu_milli, shape.memory_bytes), QUANTITIES):
+            if amount:
+                self._floor[column] = amount
         self._policy = policy
         self._exact = False
         self.keys: Ints = np.full(fleet.rows, NOT_FITTING, dtype=np.int64)
-        self._bit = gate_bit(shape)
+        self._bit = fleet.gate_asked(shape)
         self._shared = shared
         self._tables: Tables | None = None
         self._cursor = -1
@@ -303,6 +362,13 @@ class ShapeKeys:
             return tables
         where = _changed(fleet.journal, self._cursor, fleet.size)
         self._cursor = version
+        self._score(where, tables)
+        if self.wishes is not None and self.wishes.weighs:
+            self._weigh(where, self.wishes)
+        return tables
+
+    def _score(self, where: slice | Slots, tables: Tables) -> None:
+        fleet = self._fleet
         maybe = self._maybe(where, tables)
         policy = self._policy
         if policy is None and not self._exact:
@@ -310,35 +376,43 @@ class ShapeKeys:
                 self.keys[where] = np.where(maybe, tables.node_scores[where], _NO_KEY)
             else:
                 self.keys[where] = np.where(maybe, tables.node_scores.take(where), _NO_KEY)
-            return tables
+            tables.score_unscored(self.keys)
+            return
         self.keys[where] = _NO_KEY
         slots = maybe.nonzero()[0] if isinstance(where, slice) else where[maybe]
         if self._exact and slots.size:
             slots = slots[self._count_fitting(slots) >= self.shape.gpu_count]
         if policy is None:
             self.keys[slots] = tables.node_scores.take(slots)
+            tables.score_unscored(self.keys)
         elif slots.size:
             rows = tables.rows(slots)
             self.keys[slots] = scaled(policy.score_nodes(self.shape, rows, fleet.statistics))
-        return tables
+
+    def _weigh(self, where: slice | Slots, wishes: Wishes) -> None:
+        """Look at the very cards of each node: some sets of them are refused, some are better."""
+        slots = range(where.start, where.stop) if isinstance(where, slice) else set(where.tolist())
+        for slot in slots:
+            if self.keys[slot] == _NO_KEY:
+                continue
+            fitting = self.fitting(slot)
+            worth = wishes.worth(slot, fitting) if len(fitting) >= self.shape.gpu_count else None
+            if worth is None:
+                self.keys[slot] = _NO_KEY
+            else:
+                self.keys[slot] += worth * SCORE_SCALE
 
     def _maybe(self, where: slice | Slots, tables: Tables) -> Bools:
         """Tell which of some nodes have room, judged by the largest headroom of each quantity."""
-        fleet = self._fleet
-        maybe: Bools
         if isinstance(where, slice):
-            maybe = self.suitability.nodes[where].copy()
-            for quantity, amount in self.needs:
-                maybe &= tables.largest[quantity, where] >= amount
-            for column, amount in self._host_needs:
-                maybe &= fleet.host[where, column] >= amount
-            return maybe
-        maybe = self.suitability.nodes.take(where)
-        for quantity, amount in self.needs:
-            maybe &= tables.largest[quantity].take(where) >= amount
-        for column, amount in self._host_needs:
-            maybe &= fleet.host[where, column] >= amount
-        return maybe
+            suited = self.suitability.nodes[where]
+            room = tables.room[where]
+        else:
+            suited = self.suitability.nodes.take(where)
+            room = tables.room.take(where, axis=0)
+        enough: Bools = (room >= self._floor).view(np.uint64)[:, 0] == _ALL_EIGHT
+        enough &= suited
+        return enough
 
     def prune(self) -> None:
         """Look at the cards of every node that may fit and drop those that do not.
@@ -352,6 +426,13 @@ class ShapeKeys:
         slots = (self.keys != _NO_KEY).nonzero()[0]
         if slots.size:
             self.keys[slots[self._count_fitting(slots) < self.shape.gpu_count]] = _NO_KEY
+
+    def will_do(self, slot: int, cards: list[int]) -> bool:
+        """Tell whether cards of a node that fit are enough, and connected as they must be."""
+        if len(cards) < self.shape.gpu_count:
+            return False
+        wishes = self.wishes
+        return wishes is None or not wishes.weighs or wishes.worth(slot, cards) is not None
 
     def drop(self, slot: int) -> None:
         """Note that a node does not fit as it is now."""
@@ -386,11 +467,6 @@ class ShapeKeys:
             else:
                 found.append(position)
         return found
-
-
-def gate_bit(shape: Shape) -> int:
-    """Return the gate bit a card must show for the request."""
-    return IDLE_BIT if shape.exclusive else GATE_BITS[shape.isolation]
 
 
 def _changed(journal: Journal, cursor: int, size: int) -> slice | Slots:

@@ -5,7 +5,11 @@ from typing import Final
 
 import msgspec
 
+from tensorfusion.model.claims import Claim
 from tensorfusion.model.device import ISOLATION_MODES, Taint
+from tensorfusion.model.neighbours import Identity, Neighbours
+from tensorfusion.model.partitions import PartitionWish, canonical
+from tensorfusion.model.topology import TopologyWish
 
 MAX_GPU_COUNT: Final = 128
 FULL_CARD_MILLI_PERCENT: Final = 100_000
@@ -128,6 +132,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
         models: Allowed families or full names, any case; empty allows all.
         indices: Allowed positions on the node; empty allows all.
         isolation: ``shared``, ``soft``, ``hard`` or ``partitioned``.
+        partition: Template of the hardware partition, any spelling; empty takes the smallest one
+            that covers the amounts. Counts with isolation ``partitioned`` only.
         dedicated: Take whole idle cards whatever the amounts say.
         node_name: The only node allowed; empty allows all.
         node_selector: Label pairs, sorted; all must match.
@@ -135,6 +141,9 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
         tolerations: Taints that are accepted.
         containers: Container name and its GPUs, when a pod deals them out itself; the counts
             sum to ``gpu_count``.
+        topology: How several cards should be connected; None takes the best connected ones of
+            the node that the policy chooses.
+        neighbours: Which other pods should be near or away; None when that does not matter.
         cpu_milli: CPU of the whole pod, thousandths of a core; counted where the node says what
             it has.
         memory_bytes: Memory of the whole pod, bytes; counted likewise.
@@ -148,12 +157,15 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     models: tuple[str, ...] = ()
     indices: tuple[int, ...] = ()
     isolation: str = "soft"
+    partition: str = ""
     dedicated: bool = False
     node_name: str = ""
     node_selector: tuple[tuple[str, str], ...] = ()
     affinity: tuple[SelectorTerm, ...] = ()
     tolerations: tuple[Toleration, ...] = ()
     containers: tuple[tuple[str, int], ...] = ()
+    topology: TopologyWish | None = None
+    neighbours: Neighbours | None = None
     cpu_milli: int = 0
     memory_bytes: int = 0
 
@@ -185,6 +197,16 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
         """Whether whole idle cards are taken."""
         return self.dedicated or self.isolation == "shared"
 
+    @property
+    def wish(self) -> PartitionWish | None:
+        """What is wanted of a hardware partition; None when none is."""
+        if self.isolation != "partitioned" or self.dedicated:
+            return None
+        request = self.request
+        return PartitionWish(
+            canonical(self.partition), request.gflops, request.milli_percent, request.vram_bytes
+        )
+
     def deal(self, devices: tuple[str, ...]) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """Give the chosen devices to the containers, in the order both are listed."""
         dealt = []
@@ -205,6 +227,8 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
         shape: What it asks for.
         workload: Workload it belongs to.
         qos: ``low``, ``medium``, ``high`` or ``critical``.
+        labels: Its labels, sorted, by which rules of other pods find it.
+        claims: Numbers it needs for itself.
     """
 
     namespace: str
@@ -213,6 +237,16 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     shape: Shape
     workload: str = ""
     qos: str = "medium"
+    labels: tuple[tuple[str, str], ...] = ()
+    claims: tuple[Claim, ...] = ()
+
+    @property
+    def identity(self) -> Identity | msgspec.UnsetType:
+        """What other pods need to know of it; unset when that is nothing."""
+        neighbours = self.shape.neighbours
+        apart = neighbours.apart if neighbours is not None else ()
+        required = tuple(term for term in apart if not term.weight)
+        return Identity(self.labels, required) if self.labels or required else msgspec.UNSET
 
 
 def parse_models(text: str) -> tuple[str, ...]:

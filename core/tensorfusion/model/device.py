@@ -5,6 +5,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from tensorfusion.model.partitions import Cuts, Geometry, PartitionKind
+
 ISOLATION_MODES: Final = ("shared", "soft", "hard", "partitioned")
 """``shared`` hands out a whole idle card; the others hand out parts of one."""
 
@@ -33,6 +35,7 @@ class DeviceProfile(NamedTuple):
     isolation_mode: str
     isolation_policy: str
     supported_isolation: tuple[str, ...] | None
+    partitions: tuple[PartitionKind, ...] = ()
 
     def offers(self, isolation: str) -> bool:
         """Tell whether the card can ever run a worker of this isolation mode.
@@ -43,9 +46,25 @@ class DeviceProfile(NamedTuple):
             return True
         if self.supported_isolation is not None and isolation not in self.supported_isolation:
             return False
+        if isolation == "partitioned" and not self.partitions:
+            return False
         if self.isolation_policy == DYNAMIC:
             return isolation != "partitioned"
         return self.isolation_mode in ("", isolation)
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """What a device's driver says about its connection to another one.
+
+    Attributes:
+        uuid: The other device.
+        tier: 0 linked directly, 1 same NUMA node, 2 across NUMA nodes; anything else not known.
+        bandwidth_mbps: Of the path, MB/s; 0 when not known.
+    """
+
+    uuid: str
+    tier: int
+    bandwidth_mbps: int = 0
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +90,10 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
         supported_isolation: Modes the vendor's backend can enforce, None when it does not say.
             ``shared`` needs no enforcement and is always possible.
         numa_node: NUMA node, -1 when unknown.
+        peers: Connections to other devices of the node, as the driver tells them.
+        geometry: How it may be cut into partitions; None when it may not.
+        idle_partitions: Partitions that exist on the card and that no worker was given; they
+            are reused or removed.
     """
 
     uuid: str
@@ -90,6 +113,9 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     isolation_policy: str = STATIC
     supported_isolation: tuple[str, ...] | None = None
     numa_node: int = -1
+    peers: tuple[Peer, ...] = ()
+    geometry: Geometry | None = None
+    idle_partitions: Cuts = ()
 
     def __post_init__(self) -> None:
         """Refuse what no card can be.
@@ -118,7 +144,15 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
             self.isolation_mode,
             self.isolation_policy,
             self.supported_isolation,
+            self.partition_kinds,
         )
+
+    @property
+    def partition_kinds(self) -> tuple[PartitionKind, ...]:
+        """What a partition of each template is on this card; empty when it has none."""
+        if self.geometry is None:
+            return ()
+        return self.geometry.kinds(self.capacity_gflops, self.capacity_vram_bytes)
 
     @property
     def limit_gflops(self) -> int:

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from tensorfusion.model.allocation import Allocation
+from tensorfusion.model.allocation import Allocation, cuts_held
 from tensorfusion.model.candidates import (
     NOT_FITTING,
     SCORE_SCALE,
@@ -22,7 +22,6 @@ from tensorfusion.model.candidates import (
     StaticMasks,
     Suitability,
     Tables,
-    gate_bit,
     scaled,
 )
 from tensorfusion.model.demand import Amount, Demand, Shape
@@ -38,8 +37,11 @@ from tensorfusion.model.filters import node_key, profile_key
 from tensorfusion.model.fleet import Fleet
 from tensorfusion.model.ledger import Change, Ledger
 from tensorfusion.model.rows import Scorer
+from tensorfusion.model.surroundings import Surroundings, concerned
 from tensorfusion.model.ties import Ties
+from tensorfusion.model.topology import Connection
 from tensorfusion.model.typical import count_shapes, most_typical
+from tensorfusion.model.wishes import wishes_of
 
 CACHED_SHAPES: Final = 1024
 """Shapes whose keys are kept; eight bytes per node each."""
@@ -55,6 +57,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
         node: Node name.
         devices: Uuids in order of index.
         containers: Container name and its devices, when the pod deals them out itself.
+        connection: How several devices are connected; None when nothing is known or wished.
         score: Score of the node by the policy.
         policy: Name of the policy.
     """
@@ -64,6 +67,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     score: float
     policy: str
     containers: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    connection: Connection | None = None
 
 
 class Engine:
@@ -144,7 +148,7 @@ class Engine:
             return refusal
         if self._pool_policies.get(demand.shape.pool, self._policy).reads_demand:
             self._learn()
-        return self.find(demand) or self._refuse(demand.shape)
+        return self.find(demand) or self._refuse(demand)
 
     def find(self, demand: Demand) -> Placement | None:
         """Decide as `place` does, without a look at quotas and without reasons."""
@@ -155,7 +159,7 @@ class Engine:
         ties = self._pool_ties.get(shape.pool, self._ties)
         if policy.random_ties:
             ties = ties.drawn
-        picked = self._pick(entry, ties, demand.uid)
+        picked = self._pick(entry, ties, demand.uid, self.surroundings(demand))
         return None if picked is None else self._placement(demand, entry, tables, ties, picked)
 
     def find_on(self, demand: Demand, node: str) -> Placement | None:
@@ -168,10 +172,25 @@ class Engine:
         if slot is None or entry.keys[slot] == NOT_FITTING:
             return None
         fitting = entry.fitting(slot)
-        if len(fitting) < shape.gpu_count:
+        around = self.surroundings(demand)
+        if around is not None:
+            if around.keys(entry.keys, NOT_FITTING, SCORE_SCALE)[slot] == NOT_FITTING:
+                return None
+            fitting = around.allowed(slot, fitting)
+        if not entry.will_do(slot, fitting):
             return None
         ties = self._pool_ties.get(shape.pool, self._ties)
-        return self._placement(demand, entry, tables, ties, (slot, fitting))
+        return self._placement(demand, entry, tables, ties, (slot, fitting, around))
+
+    def surroundings(self, demand: Demand) -> Surroundings | None:
+        """Return what other pods mean for a demand; None when nothing of them concerns it."""
+        ledger = self.ledger
+        taken = ledger.claims.taken(demand.claims) if demand.claims else ()
+        if not taken and not concerned(ledger.peers, demand):
+            return None
+        suitability = self.suitability(demand.shape)
+        suited = (suitability.nodes, suitability.cards)
+        return Surroundings(self.fleet, ledger.peers, demand, suited, taken)
 
     def alternatives(
         self, shape: Shape, chosen: str, count: int = 2
@@ -222,16 +241,20 @@ class Engine:
         entry: ShapeKeys,
         tables: Tables,
         ties: Ties,
-        picked: tuple[int, list[int]],
+        picked: tuple[int, list[int], Surroundings | None],
     ) -> Placement:
         """Choose the cards on a node that fits."""
         shape = demand.shape
         policy = self._pool_policies.get(shape.pool, self._policy)
-        slot, positions = picked
+        slot, positions, around = picked
         if len(positions) > shape.gpu_count:
             rows = tables.rows(slice(slot, slot + 1))
             scores = scaled(policy.score_devices(shape, rows, self.fleet.statistics)[0])
             positions = ties.cards(self.fleet, slot, positions, scores.tolist(), demand.uid)
+            if around is not None:
+                positions = around.order(slot, positions)
+            if entry.wishes is not None:
+                positions = entry.wishes.choose(slot, positions)
             positions = sorted(positions[: shape.gpu_count])
         block = self.fleet.blocks[slot]
         devices = tuple([block[position].uuid for position in positions])
@@ -242,6 +265,7 @@ class Engine:
             score=int(entry.keys[slot]) / SCORE_SCALE,
             policy=policy.name,
             containers=shape.deal(devices) if shape.containers else (),
+            connection=entry.wishes.connection(slot, positions) if entry.wishes else None,
         )
 
     def reserve(self, demand: Demand, placement: Placement) -> Change:
@@ -256,15 +280,22 @@ class Engine:
         """Change a worker's amounts in place; see `Ledger.resize`."""
         return self.ledger.resize(key, request, limit)
 
-    def explain(self, shape: Shape) -> tuple[int, int, tuple[Exclusion, ...]]:
+    def explain(
+        self, shape: Shape, around: Surroundings | None = None
+    ) -> tuple[int, int, tuple[Exclusion, ...]]:
         """Count what each constraint removes, whether or not the request fits.
+
+        Args:
+            shape: The request.
+            around: What other pods mean for it.
 
         Returns:
             GPUs in the fleet, GPUs that remain, and the exclusions in order.
         """
         if self._layout != self.fleet.layout:
             self._forget()
-        return explain(self.fleet, shape, self._static(shape))
+        rules = around.rules if around is not None else ()
+        return explain(self.fleet, shape, self._static(shape), rules)
 
     def set_typical(self, counts: Mapping[Shape, int]) -> None:
         """Say what requests usually look like, instead of learning it from the workers."""
@@ -300,10 +331,14 @@ class Engine:
             resolvable=all(violation.resolvable for violation in violations),
         )
 
-    def _pick(self, entry: ShapeKeys, ties: Ties, uid: str) -> tuple[int, list[int]] | None:
+    def _pick(
+        self, entry: ShapeKeys, ties: Ties, uid: str, around: Surroundings | None
+    ) -> tuple[int, list[int], Surroundings | None] | None:
         """Return the slot of the best node whose cards fit, and those; None when there is none."""
         if not self.fleet.size:
             return None
+        if around is not None:
+            return self._pick_around(entry, ties, uid, around)
         keys = entry.keys
         attempt = 0
         while True:
@@ -312,24 +347,44 @@ class Engine:
                 return None
             fitting = entry.fitting(slot)
             if len(fitting) >= entry.shape.gpu_count:
-                return slot, fitting
+                return slot, fitting, None
             entry.drop(slot)
             attempt += 1
             if attempt == _TRIES:
                 entry.prune()
 
-    def _refuse(self, shape: Shape) -> NoFit:
+    def _pick_around(
+        self, entry: ShapeKeys, ties: Ties, uid: str, around: Surroundings
+    ) -> tuple[int, list[int], Surroundings | None] | None:
+        """Pick as `_pick` does, of what rules about other pods leave."""
+        keys = around.keys(entry.keys, NOT_FITTING, SCORE_SCALE)
+        attempt = 0
+        while True:
+            slot = ties.node(self.fleet, keys, uid, attempt)
+            if keys[slot] == NOT_FITTING:
+                return None
+            fitting = around.allowed(slot, entry.fitting(slot))
+            if entry.will_do(slot, fitting):
+                return slot, fitting, around
+            keys[slot] = NOT_FITTING
+            attempt += 1
+
+    def _refuse(self, demand: Demand) -> NoFit:
+        shape = demand.shape
         version = self.fleet.journal.version
+        around = self.surroundings(demand)
         known = self._refusals.get(shape)
-        if known is not None and known[0] == version:
+        if known is not None and known[0] == version and around is None:
             return known[1]
-        total, _, exclusions = explain(self.fleet, shape, self._static(shape))
+        rules = around.rules if around is not None else ()
+        total, _, exclusions = explain(self.fleet, shape, self._static(shape), rules)
         lasting = sum(item.removed for item in exclusions if item.constraint in STATIC_CONSTRAINTS)
         refusal = NoFit(total=total, exclusions=exclusions, resolvable=0 < total > lasting)
         if len(self._refusals) >= CACHED_SHAPES:
             self._refusals.clear()
             self._static_exclusions.clear()
-        self._refusals[shape] = (version, refusal)
+        if around is None:
+            self._refusals[shape] = (version, refusal)
         return refusal
 
     def _static(self, shape: Shape) -> StaticExclusions:
@@ -355,8 +410,12 @@ class Engine:
             suitability = Suitability(self.fleet, self._masks, shape)
             self._suitabilities[kind] = suitability
         reads = policy.reads_demand
-        shared = self._table((_table_name(policy), gate_bit(shape)), policy, shape, None)
-        entry = ShapeKeys(self.fleet, shape, suitability, shared, policy if reads else None)
+        shared = self._table(
+            (_table_name(policy), self.fleet.gate_asked(shape)), policy, shape, None
+        )
+        wishes = wishes_of(self.fleet, shape)
+        own = policy if reads else None
+        entry = ShapeKeys(self.fleet, shape, suitability, shared, own, wishes)
         self._shapes[key] = entry
         return entry
 
@@ -401,11 +460,13 @@ def _kind(shape: Shape) -> tuple[object, ...]:
 def _shape_of(allocation: Allocation) -> Shape:
     """Return what an allocation tells of the request it came from."""
     host = allocation.host
+    cuts = list(cuts_held(allocation).values())
     return Shape(
         pool=allocation.pool,
         request=allocation.request,
         gpu_count=len(allocation.takes),
         isolation=allocation.isolation,
+        partition=cuts[0].template if cuts else "",
         dedicated=allocation.exclusive,
         cpu_milli=0 if host is msgspec.UNSET else host.cpu_milli,
     )

@@ -1,6 +1,6 @@
 """Why a request does not fit: how many GPUs each constraint removes, in order and alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -21,6 +21,9 @@ from tensorfusion.model.fleet import (
 )
 from tensorfusion.model.quota import Violation
 from tensorfusion.model.rows import Bools
+from tensorfusion.model.surroundings import Rule
+from tensorfusion.model.topology import UNKNOWN
+from tensorfusion.model.wishes import TopologyWishes
 
 
 class Exclusion(msgspec.Struct, frozen=True):
@@ -118,7 +121,7 @@ class StaticExclusions:
 
 
 def explain(
-    fleet: Fleet, shape: Shape, static: StaticExclusions
+    fleet: Fleet, shape: Shape, static: StaticExclusions, rules: Sequence[Rule] = ()
 ) -> tuple[int, int, tuple[Exclusion, ...]]:
     """Count what each constraint removes from the whole fleet.
 
@@ -128,6 +131,7 @@ def explain(
         fleet: The columns.
         shape: The request.
         static: Up to date, for the same kind of request.
+        rules: What rules about other pods leave.
 
     Returns:
         GPUs in the fleet, GPUs that remain, and the exclusions.
@@ -137,8 +141,12 @@ def explain(
     exclusions = list(static.exclusions)
     for constraint in _dynamic_constraints(fleet, shape):
         _exclude(exclusions, present, remaining, constraint)
+    for rule in rules:
+        _exclude(exclusions, present, remaining, rule)
     if shape.gpu_count > 1:
         exclusions += _same_node(present, remaining, shape.gpu_count)
+        if shape.topology is not None and shape.topology.required:
+            exclusions += _topology(fleet, shape, present, remaining)
     return static.total, int(np.count_nonzero(remaining)), tuple(exclusions)
 
 
@@ -190,6 +198,10 @@ def _gate_constraints(fleet: Fleet, shape: Shape) -> Iterator[tuple[str, str, Bo
     yield "exclusive", "held exclusively or in conflict", ~held | ~free
     locked = (gate & GATE_BITS[shape.isolation]) == 0
     yield "isolation-lock", "locked to another isolation mode", ~locked | held
+    if shape.wish is not None:
+        free_slot = (gate & fleet.gate_asked(shape)) != 0
+        what = shape.partition or "a partition that is large enough"
+        yield "partition-slots", f"without a free slot for {what}", free_slot | locked | held
 
 
 def _capacity_limits(fleet: Fleet, shape: Shape) -> Bools | None:
@@ -215,3 +227,23 @@ def _same_node(present: Bools, remaining: Bools, count: int) -> list[Exclusion]:
         return []
     phrase = f"on nodes with fewer than {count} GPUs that fit"
     return [Exclusion("same-node", phrase, removed, alone)]
+
+
+def _topology(fleet: Fleet, shape: Shape, present: Bools, remaining: Bools) -> list[Exclusion]:
+    """Count the cards of nodes on which no set of cards is connected as well as it must be."""
+    wishes = TopologyWishes(fleet, shape)
+
+    def refused(cards: Bools) -> Bools:
+        fails = np.zeros(len(cards), dtype=np.bool_)
+        for slot in (cards.sum(axis=1) >= shape.gpu_count).nonzero()[0].tolist():
+            fails[slot] = wishes.worth(slot, cards[slot].nonzero()[0].tolist()) is None
+        return fails
+
+    removed, alone = refused(remaining), refused(present)
+    tier = shape.topology.max_tier if shape.topology is not None else UNKNOWN
+    counts = (int(remaining[removed].sum()), int(present[alone].sum()))
+    remaining[removed] = False
+    if not any(counts):
+        return []
+    phrase = f"on nodes without {shape.gpu_count} GPUs connected at tier {tier} or better"
+    return [Exclusion("topology", phrase, *counts)]

@@ -67,6 +67,14 @@ def _allows_isolation(shape: Shape, profile: DeviceProfile) -> bool:
     return profile.offers(shape.isolation)
 
 
+def _allows_partition(shape: Shape, profile: DeviceProfile) -> bool:
+    wish = shape.wish
+    # A card without any templates is the business of the rule before.
+    if wish is None or not profile.partitions:
+        return True
+    return any(kind.covers(wish) for kind in profile.partitions)
+
+
 PROFILE_RULES: Final = (
     ProfileRule("pool", "in another pool", _allows_pool),
     ProfileRule("phase", "not running", _allows_phase),
@@ -74,6 +82,7 @@ PROFILE_RULES: Final = (
     ProfileRule("vendor", "wrong vendor", _allows_vendor),
     ProfileRule("model", "wrong model", _allows_model),
     ProfileRule("isolation", "isolation mode not offered", _allows_isolation),
+    ProfileRule("partition", "without a partition template that will do", _allows_partition),
 )
 
 
@@ -157,4 +166,4 @@ def node_key(shape: Shape) -> tuple[object, ...]:
 
 def profile_key(shape: Shape) -> tuple[object, ...]:
     """Return what `allows_profile` reads of a request."""
-    return (shape.pool, shape.vendor, shape.models, shape.isolation)
+    return (shape.pool, shape.vendor, shape.models, shape.isolation, shape.wish)

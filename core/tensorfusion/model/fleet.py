@@ -17,6 +17,8 @@ from tensorfusion.model.allocation import NO_NODE_USAGE, DeviceUsage, NodeUsage
 from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT, Shape
 from tensorfusion.model.device import DYNAMIC, ISOLATION_MODES, Device, DeviceProfile, NodeInfo
 from tensorfusion.model.journal import Journal
+from tensorfusion.model.neighbours import HOSTNAME
+from tensorfusion.model.partitions import PartitionBits
 from tensorfusion.model.rows import (
     CAPACITY_PLANE,
     FREE_GPU_COLUMN,
@@ -30,6 +32,7 @@ from tensorfusion.model.rows import (
     FleetStatistics,
     Ints,
 )
+from tensorfusion.model.topology import SOURCES, NodeTopology, topology_of
 from tensorfusion.model.typical import MILLI_CARD, CardKind, TypicalTasks
 
 GFLOPS, VRAM, LIMIT_GFLOPS, LIMIT_VRAM, PERCENT, LIMIT_PERCENT = range(6)
@@ -44,18 +47,31 @@ GATE_BITS: Final = {mode: 2 << position for position, mode in enumerate(ISOLATIO
 """Gate bit per isolation mode: a worker of that mode may join the card as it is now."""
 
 _OPEN: Final = sum(GATE_BITS.values())
+_PARTITIONED: Final = GATE_BITS["partitioned"]
+_FIRST_PARTITION_BIT: Final = 1 + len(ISOLATION_MODES)
 
 
-def gate_of(usage: DeviceUsage, node_full: bool) -> int:
-    """Tell who may join a card now, as bits."""
+def gate_of(usage: DeviceUsage, node_full: bool, partitions: int = 0) -> int:
+    """Tell who may join a card now, as bits.
+
+    Args:
+        usage: Of the card.
+        node_full: Whether its node runs as many workers as it may.
+        partitions: Bits of the kinds of partition that fit now.
+    """
     if node_full or usage.exclusive_holders:
         return 0
     if not usage.members:
-        return _OPEN | IDLE_BIT
+        return _OPEN | IDLE_BIT | partitions
     device = usage.device
-    if device is None or device.isolation_policy != DYNAMIC:
+    if device is None:
         return _OPEN
-    return 0 if usage.conflict else GATE_BITS[usage.active_isolation]
+    if usage.conflict:
+        return 0
+    if device.isolation_policy == DYNAMIC:
+        return GATE_BITS[usage.active_isolation]
+    # A card is either cut into partitions or shared, never both.
+    return _PARTITIONED | partitions if usage.cuts else _OPEN & ~_PARTITIONED
 
 
 def headroom_of(usage: DeviceUsage, device: Device) -> tuple[int, ...]:
@@ -131,6 +147,9 @@ class Fleet:
         self._typical: Mapping[Shape, int] = {}
         self._typical_tasks: TypicalTasks | None = None
         self._codes: dict[DeviceProfile, int] = {}
+        self._partitions = PartitionBits(_FIRST_PARTITION_BIT)
+        self._domains: dict[str, tuple[int, NDArray[np.intp], int]] = {}
+        self._topologies: dict[tuple[int, str], NodeTopology] = {}
         self._slots: dict[str, int] = {}
         self._free_slots: list[int] = []
         self._positions: dict[str, tuple[int, int]] = {}
@@ -190,6 +209,29 @@ class Fleet:
         """GFLOP/s and bytes of each card, 1 in empty slots; (2, nodes, slots), a view."""
         return self._capacity
 
+    def gate_of(self, usage: DeviceUsage, *, node_full: bool) -> int:
+        """Tell who may join a card now, as bits."""
+        device = usage.device
+        if device is None or device.geometry is None:
+            return gate_of(usage, node_full)
+        size = (device.capacity_gflops, device.capacity_vram_bytes)
+        return gate_of(usage, node_full, self._partitions.open(device.geometry, *size, usage.cuts))
+
+    def gate_asked(self, shape: Shape) -> int:
+        """Return the gate bits of which a card must show one for a request."""
+        if shape.exclusive:
+            return IDLE_BIT
+        wish = shape.wish
+        return GATE_BITS[shape.isolation] if wish is None else self._partitions.asked(wish)
+
+    def topology(self, slot: int, source: str) -> NodeTopology:
+        """Return how the cards of a node are connected; see `TopologyWish.source`."""
+        known = self._topologies.get((slot, source))
+        if known is None:
+            devices = [usage.device for usage in self.blocks[slot]]
+            known = self._topologies[slot, source] = topology_of(devices, source)
+        return known
+
     def set_typical(self, counts: Mapping[Shape, int]) -> None:
         """Say which requests are typical and how often each occurs.
 
@@ -202,6 +244,33 @@ class Fleet:
     def slot_of(self, node: str) -> int | None:
         """Return the slot of a node, None when unknown."""
         return self._slots.get(node)
+
+    def position_of(self, uuid: str) -> tuple[int, int] | None:
+        """Return the slot of a device's node and its own, None when unknown."""
+        return self._positions.get(uuid)
+
+    def domains(self, key: str) -> tuple[NDArray[np.intp], int]:
+        """Number the values of a node label.
+
+        A node without a host name label is a host all the same.
+
+        Returns:
+            A number per node slot, -1 without the label, and how many there are; not to be
+            changed.
+        """
+        version = self.static_journal.version
+        known = self._domains.get(key)
+        if known is not None and known[0] == version:
+            return known[1], known[2]
+        numbers: dict[str, int] = {}
+        codes: NDArray[np.intp] = np.full(self.size, -1, dtype=np.intp)
+        for slot, node in enumerate(self.nodes):
+            own = node.name if node is not None and key == HOSTNAME else None
+            value = node.labels.get(key, own) if node is not None else None
+            if value is not None:
+                codes[slot] = numbers.setdefault(value, len(numbers))
+        self._domains[key] = (version, codes, len(numbers))
+        return codes, len(numbers)
 
     def by_name(self, slots: Sequence[int]) -> list[int]:
         """Return slots in order of their nodes' names."""
@@ -290,7 +359,7 @@ class Fleet:
             card = headroom_of(usage, device)
             self.cards[block][place] = card
             self.cells[block, :CAPACITY_PLANE, place] = card
-            gate = gate_of(usage, self._full[block])
+            gate = self.gate_of(usage, node_full=self._full[block])
             if self.gates[block][place] != gate:
                 self.gates[block][place] = gate
                 self.gate[block, place] = gate
@@ -336,7 +405,7 @@ class Fleet:
             self._full[slot] = full
             self.full[slot] = full
             for position, card in enumerate(self.blocks[slot]):
-                gate = gate_of(card, full)
+                gate = self.gate_of(card, node_full=full)
                 self.gates[slot][position] = gate
                 self.gate[slot, position] = gate
 
@@ -344,6 +413,8 @@ class Fleet:
         self.journal.append(slot)
         self.static_journal.append(slot)
         self._statistics = None
+        for source in SOURCES:
+            self._topologies.pop((slot, source), None)
 
     def _write_block(self, slot: int) -> None:
         self.cells[slot] = _empty_cells(1, self.width)[0]
@@ -365,11 +436,12 @@ class Fleet:
 
     def _write_card(self, slot: int, position: int, usage: DeviceUsage, device: Device) -> None:
         card = headroom_of(usage, device)
-        gate = gate_of(usage, self._full[slot])
+        profile = device.profile
+        code = self._code(profile)
+        gate = self.gate_of(usage, node_full=self._full[slot])
         self._positions[usage.uuid] = (slot, position)
         self.cards[slot][position] = card
         self.gates[slot][position] = gate
-        profile = device.profile
         kind = self._kind(profile, device)
         if not position:
             self._first_kinds[slot] = kind
@@ -380,13 +452,15 @@ class Fleet:
             gate,
             kind,
         )
-        self.profile_codes[slot, position] = self._code(profile)
+        self.profile_codes[slot, position] = code
         self.present[slot, position] = True
         self.indices[slot, position] = device.index
 
     def _code(self, profile: DeviceProfile) -> int:
         code = self._codes.get(profile)
         if code is None:
+            if self._partitions.add(profile.partitions):
+                self.layout += 1
             code = self._codes[profile] = len(self.profiles)
             self.profiles.append(profile)
         return code

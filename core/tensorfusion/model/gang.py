@@ -12,12 +12,13 @@ from typing import Final, Literal
 import msgspec
 import numpy as np
 
-from tensorfusion.model.candidates import Suitability, gate_bit, needs_of
+from tensorfusion.model.candidates import Suitability, needs_of
 from tensorfusion.model.demand import Demand, Shape
 from tensorfusion.model.engine import Engine, Placement
 from tensorfusion.model.explain import NoFit
-from tensorfusion.model.ledger import AllocationRefused, Change
+from tensorfusion.model.ledger import Change
 from tensorfusion.model.rows import Ints
+from tensorfusion.model.takes import AllocationRefused
 
 ZONE_LABEL: Final = "topology.kubernetes.io/zone"
 """Node label that names the zone; nodes without it form a zone of their own."""
@@ -294,8 +295,9 @@ def _card_room(engine: Engine, shape: Shape, suitability: Suitability, size: int
     fleet = engine.fleet
     if not shape.gpu_count:
         return suitability.nodes[:size].astype(np.int64) << 30
-    allowed = suitability.cards[:size] & ((fleet.gate[:size] & gate_bit(shape)) != 0)
-    workers = np.full(allowed.shape, 1 if shape.exclusive else 1 << 30, dtype=np.int64)
+    allowed = suitability.cards[:size] & ((fleet.gate[:size] & fleet.gate_asked(shape)) != 0)
+    single = shape.exclusive or shape.wish is not None
+    workers = np.full(allowed.shape, 1 if single else 1 << 30, dtype=np.int64)
     for quantity, amount in needs_of(shape):
         headroom = fleet.headroom[quantity, :size]
         fitting = headroom // amount if amount else np.where(headroom >= 0, 1 << 30, 0)

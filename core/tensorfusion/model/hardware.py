@@ -8,31 +8,9 @@ from importlib.resources import files
 from typing import Any
 
 from tensorfusion.errors import ConfigError
+from tensorfusion.model.partitions import Geometry, PartitionTemplate
 
 GIB = 1 << 30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartitionTemplate:
-    """One shape of hardware partition.
-
-    Attributes:
-        id: The vendor's name of the profile, such as ``3g.40gb``.
-        profile: NVML GPU instance profile number.
-        slices: Compute slices taken out of ``total_slices``.
-        max_instances: How many fit on one card.
-        starts: Memory slots at which an instance may begin.
-        width: Memory slots an instance takes.
-    """
-
-    id: str
-    profile: int
-    vram_bytes: int
-    slices: int
-    total_slices: int
-    max_instances: int
-    starts: tuple[int, ...]
-    width: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +23,7 @@ class Card:
         link_count: Direct interconnect links; ``link_mbps`` is their sum one way, MB/s.
         power_watts: Power limit.
         hourly_price: US dollars.
+        geometry: How it may be cut into partitions; None when it may not.
         source: Where the figures are published.
     """
 
@@ -58,17 +37,23 @@ class Card:
     link_count: int
     link_mbps: int
     hourly_price: float
-    templates: tuple[PartitionTemplate, ...]
+    geometry: Geometry | None
     source: str
+
+    @property
+    def templates(self) -> tuple[PartitionTemplate, ...]:
+        """Shapes of partition the card may be cut into; empty when it may not."""
+        return self.geometry.templates if self.geometry is not None else ()
 
 
 @cache
 def cards() -> dict[str, Card]:
     """Return every card by its model name."""
     data = tomllib.loads(files("tensorfusion.model").joinpath("hardware.toml").read_text())
-    families: dict[str, list[PartitionTemplate]] = {}
+    templates: dict[str, list[PartitionTemplate]] = {}
     for row in data["template"]:
-        families.setdefault(row["family"], []).append(_template(row))
+        templates.setdefault(row["family"], []).append(_template(row))
+    families = {row["family"]: _geometry(row, templates[row["family"]]) for row in data["family"]}
     return {row["model"]: _card(row, families) for row in data["card"]}
 
 
@@ -86,7 +71,23 @@ def find_card(name: str) -> Card:
     raise ConfigError(f"GPU model {name!r} is not in the catalogue; close: {', '.join(close)}")
 
 
-def _card(row: dict[str, Any], families: dict[str, list[PartitionTemplate]]) -> Card:
+def geometry_of(model: str, full_model: str) -> Geometry | None:
+    """Return how cards of a model may be cut; None when they may not, or are not known."""
+    known = _geometries()
+    return known.get(model.casefold()) or known.get(full_model.casefold())
+
+
+@cache
+def _geometries() -> dict[str, Geometry]:
+    return {
+        name.casefold(): card.geometry
+        for card in cards().values()
+        for name in (card.model, card.full_model)
+        if card.geometry is not None
+    }
+
+
+def _card(row: dict[str, Any], families: dict[str, Geometry]) -> Card:
     return Card(
         vendor=row["vendor"],
         model=row["model"],
@@ -98,19 +99,31 @@ def _card(row: dict[str, Any], families: dict[str, list[PartitionTemplate]]) -> 
         link_count=row.get("links", 0),
         link_mbps=row.get("link_gbps", 0) * 1000,
         hourly_price=row["price"],
-        templates=tuple(families[row["mig"]]) if "mig" in row else (),
+        geometry=families[row["partitions"]] if "partitions" in row else None,
         source=row["source"],
+    )
+
+
+def _geometry(row: dict[str, Any], templates: list[PartitionTemplate]) -> Geometry:
+    return Geometry(
+        templates=tuple(templates),
+        slots=row["slots"],
+        max_partitions=row["max"],
+        divides_memory=row["slots_are"] == "memory",
+        engines=tuple(row.get("engines", {}).items()),
     )
 
 
 def _template(row: dict[str, Any]) -> PartitionTemplate:
     return PartitionTemplate(
         id=row["id"],
-        profile=row["profile"],
+        profile=row.get("profile"),
         vram_bytes=row["gib"] * GIB,
         slices=row["slices"],
         total_slices=row["of"],
         max_instances=row["instances"],
         starts=tuple(row["starts"]),
         width=row["width"],
+        per_slot=row.get("per_slot", 1),
+        engines=tuple(row.get("engines", {}).items()),
     )

@@ -40,7 +40,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         seq: Its number in the log.
         time: Epoch seconds.
-        operation: ``allocate``, ``resize``, ``hold`` or ``release``.
+        operation: ``allocate``, ``resize``, ``hold``, ``settle`` or ``release``.
         reason: Why.
         before: What was held until then; None when nothing was.
         after: What is held from then on; None when nothing is.

@@ -13,7 +13,6 @@ from typing import Literal
 
 import msgspec
 
-from tensorfusion.errors import TensorFusionError
 from tensorfusion.model.allocation import (
     DIGEST_MODULUS,
     NO_NODE_USAGE,
@@ -25,25 +24,20 @@ from tensorfusion.model.allocation import (
     allocation_hash,
     canonical_bytes,
 )
+from tensorfusion.model.claims import ClaimBook
 from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT, Amount, Demand
 from tensorfusion.model.device import DYNAMIC, ISOLATION_MODES, Device, NodeInfo
-from tensorfusion.model.quota import QuotaBook, Violation, resolve
+from tensorfusion.model.neighbours import PeerIndex
+from tensorfusion.model.quota import QuotaBook
+from tensorfusion.model.takes import (
+    AllocationRefused,
+    overcommitted,
+    partition_take,
+    require_fit,
+    take_of,
+)
 
-Operation = Literal["allocate", "resize", "hold", "release"]
-
-
-class AllocationRefused(TensorFusionError):
-    """The ledger cannot do what was asked; nothing changed.
-
-    Attributes:
-        reason: CamelCase, for conditions and events.
-        violations: Quotas that would break, when that is the reason.
-    """
-
-    def __init__(self, reason: str, message: str, violations: Sequence[Violation] = ()) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.violations = tuple(violations)
+Operation = Literal["allocate", "resize", "hold", "settle", "release"]
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -87,6 +81,10 @@ class Ledger:
         self._digest = 0
         self._depth = 0
         self._undo: list[Change] = []
+        self.peers = PeerIndex(self._allocations)
+        """Where the pods are that rules about neighbours ask for."""
+        self.claims = ClaimBook()
+        """Ports and indices in use."""
 
     @property
     def digest(self) -> int:
@@ -176,6 +174,7 @@ class Ledger:
             node = first.node
         elif node not in self._host_capacity:
             raise AllocationRefused("UnknownNode", f"node {node!r} is not in the fleet")
+        self._require_claims(node, demand)
         host = self._host_take(node, demand)
         allocation = Allocation(
             key=demand.uid,
@@ -193,6 +192,8 @@ class Ledger:
             holders=(demand.uid,),
             containers=shape.deal(tuple(devices)) if shape.containers else (),
             host=host,
+            identity=demand.identity,
+            claims=tuple(sorted(demand.claims)) or msgspec.UNSET,
         )
         if takes and self.quotas.quotas(demand.namespace):
             self._require_quota(allocation, None)
@@ -211,6 +212,21 @@ class Ledger:
             )
         holders = tuple(sorted((*before.holders, holder)))
         return self._swap("hold", before, msgspec.structs.replace(before, holders=holders))
+
+    def settle(self, key: str) -> Change | None:
+        """Let go of what a worker held only until its pod runs; see `Claim.passing`.
+
+        Returns:
+            None when there is no such worker or it holds nothing of the kind.
+        """
+        before = self._allocations.get(key)
+        if before is None or before.claims is msgspec.UNSET:
+            return None
+        kept = tuple(claim for claim in before.claims if not claim.passing)
+        if kept == before.claims:
+            return None
+        after = msgspec.structs.replace(before, claims=kept or msgspec.UNSET)
+        return self._swap("settle", before, after)
 
     def release(self, holder: str) -> Change | None:
         """Let a pod go; the last one to use a worker frees its devices.
@@ -326,11 +342,14 @@ class Ledger:
         ]
         for uuid, usage in self._devices.items():
             other = recount._devices.get(uuid)
-            if other is None or other.totals() != usage.totals() or other.members != usage.members:
+            if other is None or other.state() != usage.state():
                 found.append(f"device {uuid}: totals {usage.totals()} differ from a recount")
-            found += _overcommitted(usage)
+            found += overcommitted(usage)
         if recount._digest != self._digest:
             found.append("digest differs from a recount")
+        if recount.claims.state() != self.claims.state():
+            found.append("ports or indices differ from a recount")
+        found += self.claims.contested()
         if recount.quotas.usages() != self.quotas.usages():
             found.append("namespace usage differs from a recount")
         return found
@@ -395,6 +414,17 @@ class Ledger:
             )
         return usages
 
+    def _require_claims(self, node: str, demand: Demand) -> None:
+        for claim in demand.claims:
+            holder = self.claims.holder(claim, node)
+            if holder is not None:
+                other = self._allocations[holder]
+                raise AllocationRefused(
+                    "ClaimTaken",
+                    f"pod {demand.namespace}/{demand.name}: {claim} {node} is held by "
+                    f"{other.namespace}/{other.name}",
+                )
+
     def _host_take(self, node: str, demand: Demand) -> HostTake | msgspec.UnsetType:
         shape = demand.shape
         if not shape.cpu_milli and not shape.memory_bytes:
@@ -426,21 +456,26 @@ class Ledger:
                 "IsolationNotOffered",
                 f"device {usage.uuid} does not offer isolation {shape.isolation!r}",
             )
-        if device.isolation_policy == DYNAMIC and usage.members:
-            others = set(usage.members.values())
-            if others != {shape.isolation}:
+        wish = shape.wish
+        # Modes exclude each other on cards of dynamic policy, and partitions everywhere.
+        if usage.members and (device.isolation_policy == DYNAMIC or wish or usage.cuts):
+            others = set(usage.members.values()) - {shape.isolation}
+            if others:
                 raise AllocationRefused(
                     "IsolationLocked",
                     f"device {usage.uuid} is locked to isolation {', '.join(sorted(others))}",
                 )
-        take = take_of(device, shape.request, shape.limit, exclusive=shape.exclusive)
+        if wish is not None:
+            take = partition_take(usage, device, wish)
+        else:
+            take = take_of(device, shape.request, shape.limit, exclusive=shape.exclusive)
         if (
             usage.used_gflops + take.gflops > device.capacity_gflops
             or usage.used_vram_bytes + take.vram_bytes > device.capacity_vram_bytes
             or usage.limit_gflops + take.limit_gflops > device.limit_gflops
             or usage.limit_vram_bytes + take.limit_vram_bytes > device.limit_vram_bytes
         ):
-            _require_fit(usage, device, take, None)
+            require_fit(usage, device, take, None)
         return take
 
     def _resized_take(self, before: Allocation, old: Take, request: Amount, limit: Amount) -> Take:
@@ -449,7 +484,7 @@ class Ledger:
         if device is None:
             raise AllocationRefused("UnknownDevice", f"device {old.uuid} is not in the fleet")
         new = take_of(device, request, limit, exclusive=before.exclusive)
-        _require_fit(usage, device, new, old)
+        require_fit(usage, device, new, old)
         return new
 
     def _swap(
@@ -513,24 +548,9 @@ class Ledger:
         if not any(node_usage.totals()):
             del self._nodes[node]
         self.quotas.add(allocation.namespace, allocation.usage, sign)
+        self.peers.apply(allocation, sign)
+        self.claims.apply(allocation, sign)
         self.listener(node, node_usage, touched)
-
-
-def take_of(device: Device, request: Amount, limit: Amount, *, exclusive: bool) -> Take:
-    """Turn amounts into what is held of a device; an exclusive worker holds all of it.
-
-    Raises:
-        AllocationRefused: An exclusive worker asks for more than the card has.
-    """
-    amounts = resolve(request, limit, device.capacity_gflops)
-    if not exclusive:
-        return Take(device.uuid, *amounts)
-    if amounts[0] > device.capacity_gflops or amounts[1] > device.capacity_vram_bytes:
-        raise AllocationRefused(
-            "InsufficientCapacity", f"device {device.uuid} is smaller than the request"
-        )
-    whole = (device.capacity_gflops, device.capacity_vram_bytes)
-    return Take(device.uuid, *whole, max(whole[0], amounts[2]), max(whole[1], amounts[3]))
 
 
 def replayed(allocations: Iterable[Allocation]) -> Ledger:
@@ -539,51 +559,3 @@ def replayed(allocations: Iterable[Allocation]) -> Ledger:
     for allocation in allocations:
         ledger.restore(allocation)
     return ledger
-
-
-_LABELS = ("compute", "VRAM", "compute limit", "VRAM limit")
-_UNITS = ("GFLOP/s", "bytes", "GFLOP/s", "bytes")
-
-
-def _amounts(take: Take | None) -> tuple[int, int, int, int]:
-    if take is None:
-        return (0, 0, 0, 0)
-    return (take.gflops, take.vram_bytes, take.limit_gflops, take.limit_vram_bytes)
-
-
-def _require_fit(usage: DeviceUsage, device: Device, new: Take, old: Take | None) -> None:
-    """Refuse what a card cannot give; what does not grow always fits."""
-    used = (usage.used_gflops, usage.used_vram_bytes, usage.limit_gflops, usage.limit_vram_bytes)
-    ceilings = (
-        device.capacity_gflops,
-        device.capacity_vram_bytes,
-        device.limit_gflops,
-        device.limit_vram_bytes,
-    )
-    after = _amounts(new)
-    before = _amounts(old)
-    for position in range(4):
-        held = used[position] - before[position]
-        if after[position] > before[position] or old is None:
-            if held + after[position] <= ceilings[position]:
-                continue
-            raise AllocationRefused(
-                "InsufficientCapacity",
-                f"device {usage.uuid}: {_LABELS[position]} {after[position]} asked, "
-                f"{ceilings[position] - held} of {ceilings[position]} "
-                f"{_UNITS[position]} free",
-            )
-
-
-def _overcommitted(usage: DeviceUsage) -> list[str]:
-    device = usage.device
-    if device is None:
-        return []
-    found = []
-    if usage.free_gflops < 0 or usage.free_vram_bytes < 0:
-        found.append(f"device {usage.uuid}: requests exceed the card")
-    if usage.limit_gflops > device.limit_gflops or usage.limit_vram_bytes > device.limit_vram_bytes:
-        found.append(f"device {usage.uuid}: limits exceed the virtual capacity")
-    if usage.exclusive_holders and len(usage.members) > 1:
-        found.append(f"device {usage.uuid}: held exclusively by one of several workers")
-    return found

@@ -123,6 +123,16 @@ class Rows:
         return self._cells[:, :MILLI_PLANE]
 
     @property
+    def free(self) -> Ints:
+        """Compute and memory not requested by anyone, GFLOP/s and bytes, (nodes, 2, slots)."""
+        return self._cells[:, :2]
+
+    @property
+    def capacity(self) -> Ints:
+        """Compute and memory of the card, GFLOP/s and bytes, (nodes, 2, slots)."""
+        return self._cells[:, CAPACITY_PLANE : CAPACITY_PLANE + 2]
+
+    @property
     def free_gflops(self) -> Ints:
         """Compute not requested by anyone, GFLOP/s, per card."""
         return self._cells[:, 0]

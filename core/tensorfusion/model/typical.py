@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tensorfusion.model.demand import MAX_GPU_COUNT, Shape
+from tensorfusion.model.demand import MAX_GPU_COUNT, Amount, Shape
 from tensorfusion.model.device import DeviceProfile
 from tensorfusion.model.filters import allows_profile
 
@@ -49,6 +49,13 @@ def wanted_milli(shape: Shape, kind: CardKind) -> int:
     if shape.exclusive:
         return MILLI_CARD
     request = shape.request
+    wish = shape.wish
+    if wish is not None:
+        fitting = [part for part in kind.profile.partitions if part.covers(wish)]
+        if not fitting:
+            return MILLI_CARD + 1
+        part = min(fitting, key=lambda p: (p.vram_bytes, p.gflops))
+        request = Amount(part.gflops, part.vram_bytes)
     compute = -(-request.milli_percent // 100)
     if request.gflops:
         compute = -(-request.gflops * MILLI_CARD // (kind.capacity_gflops or 1))
@@ -115,7 +122,10 @@ class TypicalTasks:
                 else:
                     whole[code, level:, shape.gpu_count :] += count
         self._share = (share * np.arange(MILLI_CARD + 1)).ravel()
-        self._whole = (whole * np.arange(MAX_GPU_COUNT + 1) * MILLI_CARD).ravel()
+        weighted = whole * np.arange(MAX_GPU_COUNT + 1) * MILLI_CARD
+        self._whole = weighted.ravel()
+        # What whole cards are worth less when one of them is no longer whole.
+        self._broken = -np.diff(weighted, axis=2, prepend=0).ravel()
         self._level_list: list[int] = self._levels.tolist()
         self._share_list: list[int] = self._share.tolist()
         self._whole_list: list[int] = self._whole.tolist()
@@ -161,25 +171,19 @@ class TypicalTasks:
         start = row * (MILLI_CARD + 1)
         # Sums over cards run along the first axis, which is several times faster for few cards.
         before = free.T.copy()
-        parts = self._share.take(before + start)
-        left = before - wanted
-        np.maximum(left, 0, out=left)
-        left += start
-        change = self._share.take(left)
+        cell = before + start
+        parts = self._share.take(cell, mode="clip")
+        # Cards with less than is wanted read another row, which their result may.
+        cell -= wanted
+        change = self._share.take(cell, mode="clip")
         change -= parts
         last = row * (MAX_GPU_COUNT + 1) + idle
         whole = self._whole.take(last)
-        broken = self._whole.take(np.maximum(last - 1, 0)) - whole
-        change += (before == MILLI_CARD) * broken
+        change += (before == MILLI_CARD) * self._broken.take(last)
         whole += parts.sum(axis=0)
         change += whole
         result: Ints = change.T
         return result
-
-    def fragmented(self, kinds: Ints, cpu: Ints, free: Ints) -> Ints:
-        """Return the fragmentation of nodes: idle minus usable, times `total`."""
-        fragments: Ints = free.sum(axis=1) * self.total - self.usable(kinds, cpu, free)
-        return fragments
 
     def _row(self, kinds: Ints, cpu: Ints) -> Ints:
         levels = self._levels.searchsorted(cpu, side="right")

@@ -13,7 +13,7 @@ from tensorfusion.model.allocation import Allocation
 from tensorfusion.model.demand import Demand
 from tensorfusion.model.engine import Engine, Placement
 from tensorfusion.model.gang import GangPlan, GangRequest, place_gang
-from tensorfusion.model.ledger import AllocationRefused
+from tensorfusion.model.takes import AllocationRefused
 
 STEPS: Final = 4000
 """Evictions tried per plan; each costs some tens of microseconds."""

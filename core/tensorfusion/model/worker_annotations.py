@@ -7,9 +7,12 @@ read them here and nowhere else. Amounts are per GPU of one worker.
 import json
 from collections.abc import Mapping
 
+import msgspec
+
 from tensorfusion import names
 from tensorfusion.errors import ConfigError
 from tensorfusion.model.demand import Amount
+from tensorfusion.model.partitions import Cut
 from tensorfusion.units import (
     format_bytes,
     format_percent,
@@ -18,6 +21,8 @@ from tensorfusion.units import (
     parse_gflops,
     parse_percent,
 )
+
+_CUTS = msgspec.json.Decoder(dict[str, Cut])
 
 
 def request_of(annotations: Mapping[str, str]) -> Amount:
@@ -35,6 +40,24 @@ def limit_of(annotations: Mapping[str, str]) -> Amount:
 def gpu_ids_of(annotations: Mapping[str, str]) -> tuple[str, ...]:
     """Read the GPUs the scheduler gave the pod, in the order its containers see them."""
     return tuple(part for part in annotations.get(names.GPU_IDS, "").split(",") if part)
+
+
+def cuts_of(annotations: Mapping[str, str]) -> dict[str, Cut]:
+    """Read the hardware partitions the scheduler gave the pod, by GPU.
+
+    Raises:
+        ConfigError: The annotation is not what we write.
+    """
+    text = annotations.get(names.PARTITIONS, "")
+    try:
+        return _CUTS.decode(text) if text else {}
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"annotation {names.PARTITIONS} is {text!r}: {error}") from error
+
+
+def format_cuts(cuts: Mapping[str, Cut]) -> str:
+    """Print hardware partitions by GPU as an annotation."""
+    return msgspec.json.encode(dict(cuts)).decode()
 
 
 def gpu_count_of(annotations: Mapping[str, str]) -> int:

@@ -5,7 +5,7 @@ all series of a gauge at once. Scrapes read the cache only; they never touch a s
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client import Counter as PromCounter
@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from tensorfusion.spi.catalogue import BY_NAME, LATENCY_BUCKETS, METRICS
 
-Row = tuple[Sequence[str], float]
+Row = tuple[tuple[str, ...], float]
 """Label values in the catalogue's order, and the value."""
 
 

@@ -3,12 +3,15 @@
 import json
 from collections.abc import Callable
 
+import msgspec
+
 from tensorfusion import names
 from tensorfusion.api import pod_view
 from tensorfusion.api.core.pod import Pod
 from tensorfusion.api.resource import JsonObject
-from tensorfusion.model.allocation import Allocation
+from tensorfusion.model.allocation import Allocation, cuts_held
 from tensorfusion.model.engine import Placement
+from tensorfusion.model.worker_annotations import format_cuts
 from tensorfusion.scheduling.gang_pods import gang_key
 
 Binder = Callable[[str, str, JsonObject], object]
@@ -33,6 +36,12 @@ def binding(pod: Pod, placement: Placement, allocation: Allocation | None) -> Js
         annotations[names.CONTAINER_GPUS] = json.dumps(
             {name: list(uuids) for name, uuids in placement.containers}
         )
+    cuts = cuts_held(allocation) if allocation is not None else {}
+    if cuts:
+        annotations[names.PARTITIONS] = format_cuts(cuts)
+        annotations[names.PARTITION_ID] = next(iter(cuts.values())).template
+    if placement.connection is not None:
+        annotations[names.GPU_TOPOLOGY] = msgspec.json.encode(placement.connection).decode()
     if gang_key(pod):
         annotations[names.GANG_PHASE] = "Scheduled"
     elif allocation is not None and names.WORKLOAD in pod.metadata.annotations:

@@ -20,6 +20,7 @@ from tensorfusion.runtime.controller import DONE, Controller, Result
 from tensorfusion.scheduling.placer import Placer
 from tensorfusion.scheduling.translate import (
     device_of,
+    idle_partitions,
     node_info_of,
     node_of_gpu,
     oversubscription_of,
@@ -221,7 +222,13 @@ def _facts(gpu: GPU | None) -> tuple[Any, ...] | None:
         status.index,
         status.node_selector,
         status.isolation_mode,
+        status.isolation_policy,
         status.model,
+        status.gpu_model,
+        status.numa_node,
+        status.topology,
+        status.nv_link,
+        idle_partitions(gpu),
         gpu.metadata.labels,
         gpu.metadata.annotations,
     )

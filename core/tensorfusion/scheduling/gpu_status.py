@@ -10,9 +10,10 @@ from contextlib import AbstractContextManager, nullcontext
 
 from tensorfusion.api.registry import GPUS
 from tensorfusion.api.resource import JsonObject
-from tensorfusion.clock import Clock
+from tensorfusion.clock import Clock, format_timestamp
 from tensorfusion.errors import ApiError, NotFound
 from tensorfusion.model.allocation import Allocation, DeviceUsage
+from tensorfusion.model.partitions import Geometry
 from tensorfusion.runtime.instruments import Instruments, Row
 from tensorfusion.scheduling.placer import Placer
 from tensorfusion.store.interface import Store
@@ -21,7 +22,7 @@ from tensorfusion.units import format_bytes, format_tflops
 log = logging.getLogger(__name__)
 MANAGER = "tensorfusion-scheduler"
 CHUNK = 25
-SHOW_SECONDS = 5.0
+SHOW_SECONDS = 10.0
 """How often the series of all GPUs are handed to the exposition: more often than scrapes come."""
 
 
@@ -43,6 +44,8 @@ class GpuStatusWriter:
         self._batch = batch
         self._stale = False
         self._show_due = 0.0
+        self._partitions: dict[str, JsonObject] = {}
+        """By GPU, the partitions of its status."""
 
     def run(self, stop: threading.Event, interval_seconds: float) -> None:
         """Write until ``stop`` is set, and once more at the end."""
@@ -74,11 +77,27 @@ class GpuStatusWriter:
 
     def _write(self, uuid: str, status: JsonObject) -> None:
         try:
+            self._mark_partitions(uuid, status)
             self._store.patch(
                 GPUS, uuid, {"status": status}, subresource="status", field_manager=MANAGER
             )
         except NotFound:
             log.debug("GPU object is gone", extra={"gpu": uuid})
+
+    def _mark_partitions(self, uuid: str, status: JsonObject) -> None:
+        """Say since when partitions are held, and take those away that are not held any more."""
+        held = status.get("allocatedPartitions")
+        if held is None:
+            return
+        if uuid not in self._partitions:
+            shown = self._store.get(GPUS, uuid).get("status", {}).get("allocatedPartitions") or {}
+            self._partitions[uuid] = {k: v for k, v in shown.items() if v.get("podUid")}
+        before = self._partitions[uuid]
+        now = format_timestamp(self._clock.now())
+        for key, entry in held.items():
+            entry["allocatedAt"] = before.get(key, {}).get("allocatedAt", now)
+        self._partitions[uuid] = held
+        status["allocatedPartitions"] = {**dict.fromkeys(before), **held}
 
     def _statuses(self, uuids: list[str]) -> list[tuple[str, JsonObject]]:
         with self._placer.lock:
@@ -110,7 +129,11 @@ def gpu_status(usage: DeviceUsage, members: list[Allocation]) -> JsonObject:
     apps: dict[tuple[str, str], list[Allocation]] = {}
     for allocation in members:
         apps.setdefault((allocation.namespace, allocation.workload), []).append(allocation)
+    partitions: JsonObject = {}
+    if usage.device is not None and usage.device.geometry is not None:
+        partitions = {"allocatedPartitions": _partitions(usage, usage.device.geometry, members)}
     return {
+        **partitions,
         "available": {
             "tflops": format_tflops(usage.free_gflops),
             "vram": format_bytes(usage.free_vram_bytes),
@@ -127,6 +150,28 @@ def gpu_status(usage: DeviceUsage, members: list[Allocation]) -> JsonObject:
             for (namespace, workload), workers in sorted(apps.items())
         ],
     }
+
+
+def _partitions(
+    usage: DeviceUsage, geometry: Geometry, members: list[Allocation]
+) -> dict[str, JsonObject]:
+    found: dict[str, JsonObject] = {}
+    for worker in members:
+        cut = worker.cut_on(usage.uuid)
+        template = geometry.template(cut.template) if cut is not None else None
+        if cut is None or template is None:
+            continue
+        found[f"{cut.template}-{worker.key}"] = {
+            "templateId": cut.template,
+            "podUid": worker.key,
+            "podName": worker.name,
+            "namespace": worker.namespace,
+            "allocatedSlotStart": cut.start,
+            "allocatedSlotEnd": cut.start + template.width,
+        }
+        if not geometry.divides_memory:
+            found[f"{cut.template}-{worker.key}"]["isolationGroupId"] = cut.start
+    return found
 
 
 def _pod_usage(uuid: str, worker: Allocation) -> JsonObject:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from tensorfusion.model.demand import Demand
 from tensorfusion.model.engine import Engine, Placement
 from tensorfusion.model.gang import GangPlan, GangRequest, place_gang
-from tensorfusion.model.ledger import AllocationRefused, Change
+from tensorfusion.model.ledger import Change
+from tensorfusion.model.takes import AllocationRefused
 
 NOMINATION_SECONDS = 120.0
 """How long room is kept: pods may take 30 s to end, and a node may be slow to say so."""

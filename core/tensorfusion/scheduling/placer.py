@@ -22,11 +22,12 @@ from tensorfusion.model.engine import Engine, Placement
 from tensorfusion.model.explain import NoFit
 from tensorfusion.model.gang import GangNoFit, GangPlan, GangRequest, place_gang
 from tensorfusion.model.history import History, Subject, history
-from tensorfusion.model.ledger import AllocationRefused, Change, Ledger
+from tensorfusion.model.ledger import Change, Ledger
 from tensorfusion.model.quota import Quota
 from tensorfusion.model.relax.answer import Relaxer
 from tensorfusion.model.relax.step import Answer
 from tensorfusion.model.rows import Scorer
+from tensorfusion.model.takes import AllocationRefused
 from tensorfusion.model.ties import Ties
 from tensorfusion.scheduling.log_file import DecisionLogFile
 from tensorfusion.scheduling.nomination import Nomination, place_nominated
@@ -71,11 +72,15 @@ class Placer:
         """The accounts; read them under `lock`."""
         return self.engine.ledger
 
-    def place(self, demand: Demand, share: bool = False) -> tuple[Placement, Allocation] | NoFit:
+    def place(
+        self, demand: Demand, share: bool = False, first: str = ""
+    ) -> tuple[Placement, Allocation] | NoFit:
         """Decide and reserve; the reservation is in the log when this returns.
 
         Args:
+            demand: The request.
             share: Join an existing worker of the demand's workload if there is one.
+            first: Node to take if the request fits there, whatever the policy says.
         """
         with self.lock:
             if share:
@@ -90,7 +95,7 @@ class Placer:
                         node=chosen.node, devices=chosen.devices, score=0.0, policy="shared-worker"
                     )
                     return placement, chosen
-            found = self.engine.place(demand)
+            found = self._on_first(demand, first) or self.engine.place(demand)
             if isinstance(found, NoFit):
                 return found
             reason = self._reason(demand.shape, found)
@@ -105,6 +110,11 @@ class Placer:
             assert change.after is not None
             self._withdraw([demand.uid], "the pod found a place elsewhere")
             return found, change.after
+
+    def _on_first(self, demand: Demand, node: str) -> Placement | None:
+        if not node or self.engine.precheck(demand) is not None:
+            return None
+        return self.engine.find_on(demand, node)
 
     def _reason(self, shape: Shape, chosen: Placement) -> str:
         """Say why a place was chosen, and what else was considered."""
@@ -162,6 +172,12 @@ class Placer:
                 self._withdraw([uid], reason)
             change = self._change(lambda: self.ledger.release(uid), reason)
             return change.before if change is not None else None
+
+    def running(self, uid: str) -> None:
+        """Let go of what a pod needed only until it runs."""
+        with self.lock:
+            if self.ledger.get(uid) is not None:
+                self._change(lambda: self.ledger.settle(uid), "the pod runs")
 
     def nominate(self, nomination: Nomination) -> None:
         """Keep what the victims hold for the pods they make room for."""

@@ -129,12 +129,26 @@ class Preemptor:
             deadline=self._clock.monotonic() + NOMINATION_SECONDS,
         )
 
-    def evict(self, pod: Pod, message: str) -> None:
-        """Delete a running pod and say why, on the pod and in an event."""
+    def evict(
+        self,
+        pod: Pod,
+        message: str,
+        *,
+        reason: str = "Preempted",
+        cause: str = "PreemptionByScheduler",
+    ) -> None:
+        """Delete a running pod and say why, in its DisruptionTarget condition and in an event.
+
+        Args:
+            pod: The pod.
+            message: One sentence.
+            reason: Of the event.
+            cause: Reason of the condition.
+        """
         namespace, name = pod.metadata.namespace, pod.metadata.name
         present = [] if pod.status is None else [to_json(c) for c in pod.status.conditions]
         others = [c for c in present if c["type"] != "DisruptionTarget"]
-        wanted = condition("DisruptionTarget", True, "PreemptionByScheduler", message)
+        wanted = condition("DisruptionTarget", True, cause, message)
         status = {"conditions": others + merge([], [wanted], self._clock.now())}
         try:
             self._store.patch(
@@ -152,4 +166,4 @@ class Preemptor:
             # The promise ends by itself; the next attempt plans anew.
             log.warning("pod not evicted", extra={"pod": f"{namespace}/{name}", "why": str(error)})
             return
-        self._events.event(pod_view.reference(pod), "Preempted", message, warning=True)
+        self._events.event(pod_view.reference(pod), reason, message, warning=True)

@@ -108,6 +108,9 @@ class Scheduler:
             events=events,
             instruments=instruments,
         )
+        self.evict = self._preemptor.evict
+        self.target_of: Callable[[Pod], str] = lambda _pod: ""
+        """The node that a pod should go to first; set by the composition."""
         self.controller = Controller("scheduler", self.reconcile, clock=clock)
         self.queue = self.controller.queue
         self.queue.add_after(TICK, RETRY_SECONDS)
@@ -143,6 +146,8 @@ class Scheduler:
         if pod_view.node_name(new):
             self._bound.pop(change.key, None)
             self._placer.bound(new.metadata.uid)
+            if names.INDEX in new.metadata.annotations and pod_view.phase(new) == "Running":
+                self._placer.running(new.metadata.uid)
         if pod_view.is_finished(new):
             self._placer.release(new.metadata.uid, f"the pod {pod_view.phase(new).lower()}")
         elif waits(new) and (pod_view.is_worker(new) or self._plain_node is not None):
@@ -224,7 +229,8 @@ class Scheduler:
         started = self._clock.monotonic()
         try:
             demand = demand_of(pod)
-            found = self._placer.place(demand, share=names.WORKLOAD in pod.metadata.annotations)
+            share = names.WORKLOAD in pod.metadata.annotations
+            found = self._placer.place(demand, share, self.target_of(pod))
         except (TensorFusionError, ValueError) as error:
             self._count(pod, "error")
             self._waiting.refuse(pod, self._placer.version(), "SchedulerError", str(error))

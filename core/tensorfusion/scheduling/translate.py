@@ -3,16 +3,19 @@
 import json
 from collections.abc import Mapping
 
+import msgspec
+
 from tensorfusion import names
 from tensorfusion.api import pod_view
 from tensorfusion.api.amounts import Resource
 from tensorfusion.api.core.node import Node
 from tensorfusion.api.core.pod import Pod
 from tensorfusion.api.core.scheduling import NodeSelectorRequirement
-from tensorfusion.api.gpu import GPU
+from tensorfusion.api.gpu import GPU, GPUStatus
 from tensorfusion.api.pool import GPUPool
 from tensorfusion.api.quota import GPUResourceQuota
 from tensorfusion.model.allocation import Allocation, Take
+from tensorfusion.model.claims import Claim
 from tensorfusion.model.demand import (
     Amount,
     Demand,
@@ -22,15 +25,20 @@ from tensorfusion.model.demand import (
     Toleration,
     parse_models,
 )
-from tensorfusion.model.device import Device, NodeInfo, Oversubscription, Taint
+from tensorfusion.model.device import Device, NodeInfo, Oversubscription, Peer, Taint
+from tensorfusion.model.hardware import geometry_of
+from tensorfusion.model.partitions import Cut, Cuts
 from tensorfusion.model.quota import Quota, QuotaAmount, resolve
+from tensorfusion.model.topology import DEFAULT_MAX_TIER, TopologyWish
 from tensorfusion.model.worker_annotations import (
     container_counts_of,
+    cuts_of,
     gpu_count_of,
     gpu_ids_of,
     limit_of,
     request_of,
 )
+from tensorfusion.scheduling.pod_rules import claims_of, labels_of, neighbours_of
 from tensorfusion.units import human_bytes, human_tflops, parse_bytes, parse_gflops, parse_percent
 
 CAPABILITY_OF_MODE = {
@@ -59,11 +67,14 @@ def demand_of(pod: Pod) -> Demand:
         models=parse_models(annotations.get(names.GPU_MODEL, "")),
         indices=tuple(int(i) for i in indices.split(",") if i.strip()),
         isolation=annotations.get(names.ISOLATION, "soft"),
+        partition=annotations.get(names.PARTITION_ID, ""),
         dedicated=annotations.get(names.DEDICATED_GPU, "") == "true",
         node_selector=tuple(sorted(pod.spec.node_selector.items())) if pod.spec else (),
         affinity=_affinity(pod),
         tolerations=_tolerations(pod),
         containers=tuple(counts.items()),
+        topology=_topology(annotations),
+        neighbours=neighbours_of(pod),
     )
     return Demand(
         namespace=pod.metadata.namespace,
@@ -72,6 +83,21 @@ def demand_of(pod: Pod) -> Demand:
         shape=shape,
         workload=labels.get(names.WORKLOAD, ""),
         qos=annotations.get(names.QOS, "medium"),
+        labels=labels_of(pod),
+        claims=claims_of(pod),
+    )
+
+
+def _topology(annotations: Mapping[str, str]) -> TopologyWish | None:
+    required = annotations.get(names.REQUIRE_GPU_TOPOLOGY)
+    tier = annotations.get(names.GPU_TOPOLOGY_MAX_TIER)
+    source = annotations.get(names.GPU_TOPOLOGY_SOURCE)
+    if required is None and tier is None and source is None:
+        return None
+    return TopologyWish(
+        required=required == "true",
+        max_tier=DEFAULT_MAX_TIER if tier is None else int(tier),
+        source=source or "auto",
     )
 
 
@@ -85,12 +111,8 @@ def allocation_of(pod: Pod, devices: Mapping[str, Device]) -> Allocation | None:
         return None
     demand = demand_of(pod)
     shape = demand.shape
-    takes = []
-    for uuid in ids:
-        device = devices.get(uuid)
-        capacity = device.capacity_gflops if device else 0
-        memory = device.capacity_vram_bytes if device else 0
-        takes.append(_take(uuid, shape, capacity, memory))
+    cuts = cuts_of(pod.metadata.annotations)
+    takes = [_take(uuid, shape, devices.get(uuid), cuts.get(uuid)) for uuid in ids]
     # A pod that shares a worker says whose it is.
     key, _, name = pod.metadata.annotations.get(names.WORKER, "").partition("/")
     return Allocation(
@@ -108,13 +130,27 @@ def allocation_of(pod: Pod, devices: Mapping[str, Device]) -> Allocation | None:
         takes=tuple(takes),
         holders=(demand.uid,),
         containers=shape.deal(ids) if shape.containers else (),
+        identity=demand.identity,
+        claims=_held_claims(pod, demand) or msgspec.UNSET,
     )
 
 
-def _take(uuid: str, shape: Shape, capacity_gflops: int, capacity_vram: int) -> Take:
+def _held_claims(pod: Pod, demand: Demand) -> tuple[Claim, ...]:
+    runs = pod_view.phase(pod) == "Running"
+    return tuple(sorted(claim for claim in demand.claims if not (runs and claim.passing)))
+
+
+def _take(uuid: str, shape: Shape, device: Device | None, cut: Cut | None) -> Take:
+    capacity_gflops = device.capacity_gflops if device else 0
+    capacity_vram = device.capacity_vram_bytes if device else 0
     if shape.exclusive:
         return Take(uuid, capacity_gflops, capacity_vram, capacity_gflops, capacity_vram)
-    return Take(uuid, *resolve(shape.request, shape.limit, capacity_gflops))
+    if cut is None:
+        return Take(uuid, *resolve(shape.request, shape.limit, capacity_gflops))
+    kinds = {kind.template: kind for kind in device.partition_kinds} if device else {}
+    kind = kinds.get(cut.template)
+    amounts = (kind.gflops, kind.vram_bytes) if kind else (0, 0)
+    return Take(uuid, *amounts, *amounts, cut)
 
 
 def device_of(gpu: GPU, pool: str, dynamic: bool) -> Device | None:
@@ -123,6 +159,9 @@ def device_of(gpu: GPU, pool: str, dynamic: bool) -> Device | None:
     if status is None or status.capacity is None:
         return None
     missing = names.GPU_MISSING_SINCE in gpu.metadata.annotations
+    # A card says itself when its mode is fixed; cut up by its driver, it is fixed in any case.
+    fixed = status.isolation_policy == "Static" or status.isolation_mode == "partitioned"
+    dynamic = not fixed and (dynamic or status.isolation_policy == "Dynamic")
     return Device(
         uuid=gpu.metadata.name,
         node=node_of_gpu(gpu),
@@ -139,6 +178,31 @@ def device_of(gpu: GPU, pool: str, dynamic: bool) -> Device | None:
         isolation_policy="dynamic" if dynamic else "static",
         supported_isolation=_supported(gpu),
         numa_node=-1 if status.numa_node is None else status.numa_node,
+        peers=_peers(status),
+        geometry=geometry_of(status.model, status.gpu_model),
+        idle_partitions=idle_partitions(gpu),
+    )
+
+
+def _peers(status: GPUStatus) -> tuple[Peer, ...]:
+    if status.topology is not None and status.topology.peers:
+        return tuple(
+            Peer(peer.peer_gpu_uuid, peer.tier, peer.bandwidth or 0)
+            for peer in status.topology.peers
+        )
+    links = status.nv_link.peers if status.nv_link is not None else ()
+    return tuple(Peer(link.peer_uuid, 0, link.bandwidth_mbps or 0) for link in links)
+
+
+def idle_partitions(gpu: GPU) -> Cuts:
+    """Read the partitions that the driver has and that belong to no pod."""
+    found = gpu.status.allocated_partitions.values() if gpu.status is not None else ()
+    return tuple(
+        sorted(
+            Cut(part.template_id, part.allocated_slot_start)
+            for part in found
+            if not part.pod_uid and part.allocated_slot_start is not None
+        )
     )
 
 
@@ -158,7 +222,8 @@ def node_info_of(node: Node, pool: str) -> NodeInfo:
         pool=pool,
         labels=node.metadata.labels,
         taints=tuple(Taint(t.key, t.value, t.effect) for t in taints),
-        schedulable=not (node.spec and node.spec.unschedulable),
+        schedulable=not (node.spec and node.spec.unschedulable)
+        and names.DEFRAG_SOURCE not in node.metadata.labels,
         host_memory_bytes=parse_bytes(capacity.get("memory", 0)),
         host_disk_bytes=parse_bytes(capacity.get("ephemeral-storage", 0)),
     )

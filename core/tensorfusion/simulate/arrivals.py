@@ -40,16 +40,21 @@ class Arrivals:
         rng = random.Random(seed)  # noqa: S311 - a simulation must repeat
         self.seed = seed
         self.tasks = _tuned(trace.tasks, trace.gpus * demand_percent * 10, rng)
-        ranks = list(range(len(trace.nodes)))
-        rng.shuffle(ranks)
-        width = len(str(len(ranks)))
-        by_name = sorted(trace.nodes, key=lambda node: node.name)
-        self.nodes: dict[str, TraceNode] = dict(
-            sorted(
-                (f"{rank:0{width}d}-{node.name}", node)
-                for rank, node in zip(ranks, by_name, strict=True)
-            )
+        self.nodes = in_random_order(trace.nodes, rng)
+
+
+def in_random_order(nodes: Sequence[TraceNode], rng: random.Random) -> dict[str, TraceNode]:
+    """Put a random number before each node's name; names and nodes in order of the new names."""
+    ranks = list(range(len(nodes)))
+    rng.shuffle(ranks)
+    width = len(str(len(ranks)))
+    by_name = sorted(nodes, key=lambda node: node.name)
+    return dict(
+        sorted(
+            (f"{rank:0{width}d}-{node.name}", node)
+            for rank, node in zip(ranks, by_name, strict=True)
         )
+    )
 
 
 def _tuned(tasks: Sequence[Task], target_milli: int, rng: random.Random) -> list[Task]:

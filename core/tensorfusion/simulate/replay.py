@@ -5,12 +5,11 @@ from collections.abc import Iterable
 from typing import Final
 
 import msgspec
-import numpy as np
 
 from tensorfusion.model.demand import Demand
 from tensorfusion.model.device import Device, NodeInfo
 from tensorfusion.model.engine import Engine
-from tensorfusion.model.rows import KIND_PLANE, MILLI_PLANE, Scorer
+from tensorfusion.model.rows import FREE_GPU_COLUMN, USABLE_COLUMN, Scorer
 from tensorfusion.model.ties import Ties
 from tensorfusion.model.typical import MILLI_CARD, count_shapes, most_typical
 from tensorfusion.simulate.arrivals import Arrivals
@@ -135,14 +134,12 @@ class _Meter:
         fleet = self._fleet
         typical = fleet.statistics.typical
         assert typical is not None
-        cells = fleet.cells[: fleet.size]
-        free = cells[:, MILLI_PLANE]
-        kinds, cpu = cells[:, KIND_PLANE, 0], fleet.host[: fleet.size, 0]
-        fragments = typical.fragmented(kinds, cpu, free).sum() / typical.total
-        idle = int(np.sum(free))
+        sums = fleet.host[: fleet.size].sum(axis=0)
+        idle = int(sums[FREE_GPU_COLUMN])
+        fragments = (idle * typical.total - int(sums[USABLE_COLUMN])) / typical.total
         return Point(
             demand_pct=0,
             allocated_pct=100 * self.allocated_milli / self._capacity,
-            frag_pct=float(100 * fragments / self._capacity),
-            frag_ratio_pct=float(100 * fragments / idle) if idle else 100.0,
+            frag_pct=100 * fragments / self._capacity,
+            frag_ratio_pct=100 * fragments / idle if idle else 100.0,
         )

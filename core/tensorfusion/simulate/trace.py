@@ -3,7 +3,8 @@
 Nodes: ``sn`` (name), ``cpu_milli``, ``memory_mib``, ``gpu`` (cards), ``model``. Tasks: ``name``,
 ``cpu_milli``, ``memory_mib``, ``num_gpu``, ``gpu_milli`` (thousandths of one card when
 ``num_gpu`` is 1) and, if there, ``gpu_spec`` (allowed models separated by bars, empty for any).
-Other columns are ignored.
+Where the times matter, tasks also have ``creation_time``, ``scheduled_time`` and
+``deletion_time`` in seconds; an empty ``deletion_time`` never comes. Other columns are ignored.
 """
 
 import csv
@@ -27,6 +28,7 @@ T = TypeVar("T")
 
 NODE_COLUMNS: Final = ("sn", "cpu_milli", "memory_mib", "gpu", "model")
 TASK_COLUMNS: Final = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli")
+TIME_COLUMNS: Final = ("creation_time", "scheduled_time", "deletion_time")
 
 
 class TraceNode(msgspec.Struct, frozen=True):
@@ -51,6 +53,20 @@ class Task(msgspec.Struct, frozen=True):
     name: str
     shape: Shape
     gpu_milli: int
+
+
+class Visit(msgspec.Struct, frozen=True):
+    """A task with its times.
+
+    Attributes:
+        task: What it asks for.
+        arrives: Second of its arrival, on the trace's own clock.
+        runs_seconds: How long it holds its cards once it has them; None for ever.
+    """
+
+    task: Task
+    arrives: int
+    runs_seconds: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +96,16 @@ def read_trace(nodes: Path, tasks: Path) -> Trace:
         nodes_sha256=hashlib.sha256(nodes.read_bytes()).hexdigest(),
         tasks_sha256=hashlib.sha256(tasks.read_bytes()).hexdigest(),
     )
+
+
+def read_visits(tasks: Path) -> tuple[Visit, ...]:
+    """Read tasks with their times, in order of arrival.
+
+    Raises:
+        ConfigError: Names file, line, column, value and what is allowed.
+    """
+    found = _rows(tasks, (*TASK_COLUMNS, *TIME_COLUMNS), "name", _visit)
+    return tuple(sorted(found, key=lambda visit: visit.arrives))
 
 
 class _Row:
@@ -139,6 +165,17 @@ def _task(row: _Row) -> Task:
         memory_bytes=row.integer("memory_mib") * MIB,
     )
     return Task(row.name("name"), shape, count * milli)
+
+
+def _visit(row: _Row) -> Visit:
+    arrives = row.integer("creation_time")
+    started = row.integer("scheduled_time") if row.text("scheduled_time") else arrives
+    if not row.text("deletion_time"):
+        return Visit(_task(row), arrives, None)
+    ended = row.integer("deletion_time")
+    if ended < started:
+        raise row.error("deletion_time", str(ended), f"times from {started}, when it started")
+    return Visit(_task(row), arrives, ended - started)
 
 
 def _rows(

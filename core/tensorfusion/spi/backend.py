@@ -179,12 +179,18 @@ class Mount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedWorker:
-    """What the node must give the worker's processes, and what then really binds."""
+    """What the node must give the worker's processes, and what then really binds.
+
+    Attributes:
+        command: Stands in for containers that name no command, or that only describe a load.
+            Empty where workers are no processes of this machine, so that nothing is started.
+    """
 
     env: Mapping[str, str] = field(default_factory=dict)
     mounts: Sequence[Mount] = ()
     device_paths: Sequence[str] = ()
     enforcement: Enforcement = Enforcement.NONE
+    command: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

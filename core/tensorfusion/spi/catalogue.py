@@ -144,6 +144,13 @@ METRICS: tuple[MetricInfo, ...] = (
         "One decision of the placement engine with its reservation.",
     ),
     _m("scheduler_preemptions_total", "counter", (), "1", "Pods evicted to make room for others."),
+    _m(
+        "defrag_moves_total",
+        "counter",
+        ("result",),
+        "1",
+        "Workers moved to free nodes: evicted, landed or lost (not running again in time).",
+    ),
     _m("scheduler_pending_workers", "gauge", ("pool",), "1", "Workers that wait for a place."),
     # Quota.
     _m("quota_compute_limit_flops", "gauge", ("namespace", "quota"), "flops", "Ceiling, compute."),

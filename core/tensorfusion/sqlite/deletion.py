@@ -101,6 +101,7 @@ class Collector:
         self._resources = {resource.qualified: resource for resource in RESOURCES}
         self._cursors: dict[tuple[str, str], Key] = {}
         self._blocked: set[tuple[str, str]] = set()
+        self._noted: set[str] = set()
         self.pending = True
         """Whether a step may find something to do."""
 
@@ -111,8 +112,13 @@ class Collector:
         self.pending = True
 
     def note_owners(self, obj: JsonObject) -> None:
-        """Schedule the collection of an object that names an owner which does not exist."""
-        for uid in owner_uids(obj["metadata"]):
+        """Remember to look whether an object's owners exist: they may be written right after it."""
+        self._noted.update(owner_uids(obj["metadata"]))
+
+    def settle_owners(self) -> None:
+        """Schedule the collection of noted objects whose owner does not exist; before a commit."""
+        while self._noted:
+            uid = self._noted.pop()
             if not self._database.uid_exists(uid):
                 self._schedule(Garbage(uid, "background", Key("", "", "")))
 

@@ -129,6 +129,8 @@ class SQLiteStore:
         """
         with self._journal.transaction():
             yield
+            if self._journal.depth == 1:
+                self._collector.settle_owners()
         self._collect_a_little()
 
     def collect(self, limit: int = 100) -> bool:

@@ -6,6 +6,7 @@ scheduler configuration: memory 0.7, compute 0.3, since memory is what runs out 
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -42,24 +43,26 @@ class LoadPolicy:
 
     def score_nodes(self, demand: Shape, rows: Rows, fleet: FleetStatistics) -> Floats:
         """Score nodes by the mean load of their matching cards, 0 to 100."""
-        used = self._used_percent(rows)
-        used *= rows.matching
-        count = np.maximum(rows.matching.sum(axis=1), 1)
-        mean: Floats = used.sum(axis=1) / count
-        return mean if self.fill_nodes else 100.0 - mean
+        matching = rows.matching
+        free = self._free_percent(rows)
+        free *= matching
+        mean: Floats = free.sum(axis=1) / np.maximum(matching.sum(axis=1), 1)
+        return 100.0 - mean if self.fill_nodes else mean
 
     def score_devices(self, demand: Shape, rows: Rows, fleet: FleetStatistics) -> Floats:
         """Score cards by their load, 0 to 100."""
-        used = self._used_percent(rows)
-        return used if self.fill_devices else 100.0 - used
+        free = self._free_percent(rows)
+        return 100.0 - free if self.fill_devices else free
 
-    def _used_percent(self, rows: Rows) -> Floats:
-        total = self.vram_weight + self.compute_weight
-        used: Floats = rows.free_vram_bytes / rows.capacity_vram_bytes
-        used *= -100.0 * self.vram_weight / total
-        used -= (100.0 * self.compute_weight / total) * (rows.free_gflops / rows.capacity_gflops)
-        used += 100.0
-        return used
+    def _free_percent(self, rows: Rows) -> Floats:
+        weights = _percent_weights(self.compute_weight, self.vram_weight)
+        free: Floats = weights @ (rows.free / rows.capacity)
+        return free
+
+
+@cache
+def _percent_weights(compute: float, vram: float) -> Floats:
+    return np.array((compute, vram)) * (100.0 / (compute + vram))
 
 
 def compact_first() -> LoadPolicy:

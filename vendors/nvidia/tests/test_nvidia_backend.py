@@ -16,7 +16,7 @@ GIB = 1 << 30
 @pytest.fixture
 def open_session(machine, tmp_path):
     def start(nvml):
-        backend = NvidiaBackend(nvml, proc=machine.proc.path, sysfs=machine.sysfs)
+        backend = NvidiaBackend(nvml, proc=machine.proc.path, sysfs=machine.sysfs, limiter=False)
         context = NodeContext(node="here", state_dir=tmp_path, clock=machine.clock)
         return backend.open(context)
 
@@ -210,7 +210,7 @@ def test_reused_pid_is_not_taken_for_the_old_process(open_session, nvml, machine
     assert session.usage()[0].vram_bytes == 0
 
 
-def test_prepared_worker_sees_its_devices_and_no_limits(open_session, nvml):
+def test_prepared_worker_without_the_limiter_sees_its_devices_and_no_limits(open_session, nvml):
     session = open_session(nvml)
     spec = worker(session, count=2)
     prepared = session.prepare(spec)

@@ -14,4 +14,4 @@ class TestNvidiaOnFakeLibrary(BackendConformance):
         nvml = machine.make(count=4)
         for device in nvml.devices:
             machine.join_switch(device, 12, version=4)
-        return NvidiaBackend(nvml, proc=machine.proc.path, sysfs=machine.sysfs)
+        return NvidiaBackend(nvml, proc=machine.proc.path, sysfs=machine.sysfs, limiter=False)

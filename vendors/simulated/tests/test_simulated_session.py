@@ -200,9 +200,40 @@ def test_damaged_file_is_named(node, name):
 
 def test_state_that_cannot_be_written_is_a_backend_error(node):
     session = node.open()
-    node.folder.joinpath("simulated.part").mkdir()
-    with pytest.raises(BackendError, match=r"simulated\.json cannot be written"):
+    node.folder.joinpath("simulated.log").mkdir()
+    with pytest.raises(BackendError, match=r"simulated\.log cannot be written"):
         session.prepare(node.spec(session))
+
+
+def test_workers_survive_a_kill_at_any_byte_of_the_change_log(node):
+    session = node.open()
+    first, second = node.spec(session, "a"), node.spec(session, "b")
+    session.prepare(first)
+    session.prepare(second)
+    session.set_limits("a", second.share)
+    session.release("b")
+    log = node.folder / "simulated.log"
+    written = log.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(written) if byte == ord("\n")]
+    expected = [[], ["a"], ["a", "b"], ["a", "b"], ["a"]]
+    for size in range(len(written) + 1):
+        (node.folder / "simulated.json").unlink()
+        log.write_bytes(written[:size])
+        whole = sum(end <= size for end in ends)
+        assert [spec.worker for spec in node.open().workers()] == expected[whole]
+        assert not log.exists(), "a new session starts with the state alone"
+
+
+def test_change_that_the_state_has_already_changes_nothing(node):
+    session = node.open()
+    spec = node.spec(session, share=Share(A100, GIB, A100, GIB))
+    session.prepare(spec)
+    log = (node.folder / "simulated.log").read_bytes()
+    used = node.run(session, 90)["w"]
+    (node.folder / "simulated.log").write_bytes(log)
+    again = node.open()
+    assert list(again.workers()) == [spec]
+    assert again.usage()[0].vram_bytes == used.vram_bytes
 
 
 def test_heat_power_and_energy_follow_the_load(node):

@@ -1,6 +1,7 @@
 """The smallest changes that make a request fit: one kind alone, else two together."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 
 import msgspec
 
@@ -9,19 +10,22 @@ from tensorfusion.model.engine import Engine
 from tensorfusion.model.filters import node_key, profile_key
 from tensorfusion.model.quota import Violation
 from tensorfusion.model.relax.failures import BIT, Emptied, Failures
-from tensorfusion.model.relax.holdings import Holdings
+from tensorfusion.model.relax.holdings import Holdings, workers_of
 from tensorfusion.model.relax.request import RequestChanges, loosest, restored
 from tensorfusion.model.relax.step import KINDS, Answer, Futile, Step
-from tensorfusion.model.relax.world import WorldChanges, quota_step
+from tensorfusion.model.relax.world import WorldChanges, evict_step, quota_step
 
 PAIRS: int = 3
 """Pairs that are given; more would not be read."""
+
+EVICTIONS_TRIED: int = 300
+"""Sets of victims that are tried out where more than amounts matter; some 100 microseconds each."""
 
 _replace = msgspec.structs.replace
 _IN_SERVICE = BIT["cordoned"] | BIT["phase"] | BIT["owner"]
 _EMPTYING = ("evict", "add-node")
 _WORLD = ("worker-cap", "cordoned", "phase", "owner", *_EMPTYING)
-_UNBOUNDED = ("isolation", "dedicated", "gpu-count")
+_UNBOUNDED = ("isolation", "partition", "dedicated", "gpu-count")
 """Request kinds that no single rule stands for; of a pair they are changed first."""
 _FIRST = (*_UNBOUNDED, "compute", "vram")
 """Kinds that of a pair are changed first: a limit cannot go below its request."""
@@ -89,9 +93,11 @@ class _Relaxation:
         self._smallest: dict[object, int] = {}
         self._failures = self._refit(self._shape)
         self._violations = self._violated(self._shape)
+        self._around = engine.surroundings(demand)
 
     def answer(self) -> Answer:
-        if not self._violations and self._failures.fits():
+        fits = not self._violations and self._failures.fits()
+        if fits and (self._around is None or self._engine.find(self._demand) is not None):
             return Answer()
         alone: list[Step] = []
         futile: list[Futile] = []
@@ -103,13 +109,15 @@ class _Relaxation:
                 alone.append(step)
             else:
                 futile.append(Futile(kind, self._proof(kind)))
-        pairs = () if alone else tuple(self._some_pairs())
+        pairs = () if alone or self._around is not None else tuple(self._some_pairs())
         return Answer(alone=tuple(alone), pairs=pairs, futile=tuple(futile))
 
     def _states(self, kind: str) -> bool:
         """Tell whether there is anything of the kind to change."""
         if kind == "quota":
             return bool(self._violations)
+        if kind == "neighbours":
+            return self._around is not None and self._shape.neighbours is not None
         if kind in ("evict", "add-node"):
             return True
         changes = self._request(self._failures)
@@ -122,7 +130,59 @@ class _Relaxation:
         return bool((self._failures.bits & BIT[kind]).any())
 
     def _solve(self, kind: str, shape: Shape) -> Step | None:
-        """Return the smallest change of one kind that suffices for a request."""
+        """Return the smallest change of one kind that suffices for a request.
+
+        Amounts and victims are sought card by card. Where cards must be connected, or other pods
+        matter, what is found is tried out, and dropped when it does not suffice after all.
+        """
+        connected = shape.topology is not None and shape.topology.required
+        special = connected or self._around is not None
+        if special and kind == "evict":
+            return None if self._violated(shape) else self._evict_tried(shape)
+        if kind == "neighbours":
+            step: Step | None = _without_neighbours(shape)
+        else:
+            step = self._sought(kind, shape)
+        if step is None or not special:
+            return step
+        return step if self._suffices(step, shape) else None
+
+    def _suffices(self, step: Step, shape: Shape) -> bool:
+        if self._around is not None:
+            changed = _replace(self._demand, shape=step.shape or shape)
+            return step.kind == "quota" or self._engine.find(changed) is not None
+        if step.shape is not None:
+            return self._refit(step.shape).fits()
+        if step.addition is not None:
+            return self._refit(shape, emptied=True).fits(_IN_SERVICE)
+        return True
+
+    def _evict_tried(self, shape: Shape) -> Step | None:
+        """Try sets of the workers of each node, small ones first, on the ledger itself."""
+        engine = self._engine
+        ledger, demand = engine.ledger, _replace(self._demand, shape=shape)
+        places = [
+            (node.name, workers_of(engine.fleet.blocks[slot]))
+            for slot in self._refit(shape, emptied=True).nodes(0)
+            if (node := engine.fleet.nodes[slot]) is not None
+        ]
+        tries = EVICTIONS_TRIED
+        for size in range(1, max((len(workers) for _, workers in places), default=0) + 1):
+            for name, workers in places:
+                for keys in combinations(workers, size):
+                    tries -= 1
+                    mark = ledger.checkpoint()
+                    for holder in [h for key in keys for h in ledger.allocations[key].holders]:
+                        ledger.release(holder)
+                    found = engine.find_on(demand, name)
+                    ledger.rollback(mark)
+                    if found is not None:
+                        return evict_step(ledger, keys, name, exact=True)
+                    if not tries:
+                        return None
+        return None
+
+    def _sought(self, kind: str, shape: Shape) -> Step | None:
         failures = self._refit(shape)
         request = self._request(failures)
         if kind in request.kinds:
@@ -147,6 +207,8 @@ class _Relaxation:
         """Say what stands in the way when the kind is relaxed all the way."""
         if kind == "evict" and self._violations:
             return f"even with nobody there: {self._violations[0].message}"
+        if self._around is not None and not self._violations:
+            return "the rules about other pods leave no place"
         if self._violations and kind in _WORLD:
             return "the quota refuses it before any GPU is looked at"
         if self._violations and kind == "quota":
@@ -267,6 +329,11 @@ class _Relaxation:
         if smallest is None:
             smallest = self._smallest[kind] = self._refit(shape).smallest_card()
         return quotas.precheck(_replace(self._demand, shape=shape), smallest)
+
+
+def _without_neighbours(shape: Shape) -> Step:
+    text = "drop its affinity to other pods and its spread constraints"
+    return Step(kind="neighbours", text=text, shape=_replace(shape, neighbours=None))
 
 
 def _in_order(a: str, b: str) -> tuple[str, str]:

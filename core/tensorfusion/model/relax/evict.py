@@ -3,21 +3,22 @@
 Unlike preemption, which weighs priorities and budgets, this answers "how little stands in the way".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from tensorfusion.model.allocation import DeviceUsage, Take
-from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT, Shape
+from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT, Amount, Shape
 from tensorfusion.model.device import DYNAMIC, Device
 from tensorfusion.model.fleet import GFLOPS, LIMIT_GFLOPS, LIMIT_VRAM, VRAM
-from tensorfusion.model.ledger import take_of
+from tensorfusion.model.partitions import best_of
 from tensorfusion.model.quota import Violation
 from tensorfusion.model.relax.failures import BIT, LOAD, Failures
 from tensorfusion.model.relax.holdings import IMPOSSIBLE, Holdings, held_of, workers_of
 from tensorfusion.model.rows import UNTRACKED, Bools, Ints
+from tensorfusion.model.takes import take_of
 
 TRIES: Final = 2_500
 """Sets of workers looked at per answer; about a microsecond each."""
@@ -96,6 +97,8 @@ class Evictions:
         idle = BIT["idle"] | BIT["exclusive"] | BIT["isolation-lock"]
         must_be_idle = (failures.bits[at] & np.uint32(idle & ~lifted)) != 0
         members = holdings.members[at]
+        no_slot = (failures.bits[at] & np.uint32(BIT["partition-slots"] & ~lifted)) != 0
+        bounds = np.where(no_slot, np.maximum(bounds, 1), bounds)
         bounds = np.where(must_be_idle & (bounds < IMPOSSIBLE), members, bounds)
         if shape.exclusive:  # empty cards are looked at by what they have, not by what is asked
             bounds = np.where(must_be_idle, members, bounds)
@@ -104,7 +107,8 @@ class Evictions:
 
     def _lacking(self, at: slice) -> Ints:
         """Return what is missing on each card, (nodes, slots, dimensions)."""
-        fleet, request, limit = self._failures.fleet, self._shape.request, self._shape.limit
+        fleet = self._failures.fleet
+        request, limit = _amounts(self._shape)
         capacity, head = fleet.capacity[0][at], fleet.headroom
         gflops = capacity * request.milli_percent // FULL_CARD_MILLI_PERCENT + request.gflops
         ceiling = capacity * limit.milli_percent // FULL_CARD_MILLI_PERCENT
@@ -230,6 +234,10 @@ class Evictions:
         keys = sorted(usage.members)
         if self._must_be_idle(usage, device):
             return tuple(keys) if len(keys) <= limit else None
+        if self._shape.wish is not None:
+            sets = (chosen for n in range(len(keys) + 1) for chosen in combinations(keys, n))
+            found = next((chosen for chosen in sets if self._has_slot(usage, chosen)), None)
+            return found if found is not None and len(found) <= limit else None
         takes = [(key, held[key]) for key in keys]
         return self._cover(lacking, takes, limit)
 
@@ -250,8 +258,18 @@ class Evictions:
     def _must_be_idle(self, usage: DeviceUsage, device: Device) -> bool:
         if self._shape.exclusive or usage.exclusive_holders:
             return True
-        modes = set(usage.members.values())
-        return device.isolation_policy == DYNAMIC and modes not in (set(), {self._shape.isolation})
+        others = set(usage.members.values()) - {self._shape.isolation}
+        partitioned = "partitioned" in {self._shape.isolation, *others}
+        return bool(others) and (device.isolation_policy == DYNAMIC or partitioned)
+
+    def _has_slot(self, usage: DeviceUsage, gone: Collection[str]) -> bool:
+        """Tell whether the partition fits on a card once some workers have left."""
+        device, wish = usage.device, self._shape.wish
+        if device is None or device.geometry is None or wish is None:
+            return wish is None
+        staying = [self._ledger.allocations[key] for key in usage.members if key not in gone]
+        cuts = tuple(sorted(cut for one in staying if (cut := one.cut_on(usage.uuid)) is not None))
+        return best_of(device.geometry, cuts, (), device.partition_kinds, wish) is not None
 
     def _is_too_large(self, device: Device) -> bool:
         take = _take(self._shape, device)
@@ -310,6 +328,8 @@ class Evictions:
                 return not staying
             if set(staying.values()) - {self._shape.isolation}:
                 return False
+        if not self._has_slot(usage, gone):
+            return False
         return _covers([part for key, part in held.items() if key in gone], lacking)
 
     def _facts(self, usage: DeviceUsage) -> tuple[Vector, Mapping[str, Vector]] | None:
@@ -325,8 +345,13 @@ class Evictions:
         return self._known[usage.uuid]
 
 
+def _amounts(shape: Shape) -> tuple[Amount, Amount]:
+    """Return request and limit; a partition asks for slots instead."""
+    return (shape.request, shape.limit) if shape.wish is None else (Amount(), Amount())
+
+
 def _take(shape: Shape, device: Device) -> Take:
-    return take_of(device, shape.request, shape.limit, exclusive=shape.exclusive)
+    return take_of(device, *_amounts(shape), exclusive=shape.exclusive)
 
 
 def _lack(usage: DeviceUsage, device: Device, take: Take) -> Vector:

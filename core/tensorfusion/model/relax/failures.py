@@ -4,6 +4,7 @@ A rule is lifted by ignoring its bit, so "would it fit without rule A and rule B
 over the fleet, and every question about combinations of rules is answered from one matrix.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from tensorfusion.model.allocation import DeviceUsage
 from tensorfusion.model.candidates import StaticMasks
-from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT, Shape
+from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT, Amount, Shape
 from tensorfusion.model.filters import PROFILE_RULES
 from tensorfusion.model.fleet import (
     GATE_BITS,
@@ -24,10 +25,11 @@ from tensorfusion.model.fleet import (
     QUANTITIES,
     VRAM,
     Fleet,
-    gate_of,
     headroom_of,
 )
 from tensorfusion.model.rows import UNTRACKED, Bools, Ints
+from tensorfusion.model.surroundings import Rule
+from tensorfusion.model.wishes import TopologyWishes
 
 Bits = NDArray[np.uint32]
 
@@ -38,6 +40,7 @@ NAMES: Final = (
     "vendor",
     "model",
     "isolation",
+    "partition",
     "index",
     "node-name",
     "node-selector",
@@ -48,6 +51,8 @@ NAMES: Final = (
     "idle",
     "exclusive",
     "isolation-lock",
+    "partition-slots",
+    "topology",
     "compute",
     "compute-limit",
     "vram",
@@ -63,11 +68,14 @@ _NOTHING_LEFT: Final = 1 << 30
 _EMPTY: Final = 1 << 31
 """A slot without a card, which nothing can change."""
 
+_NO_AMOUNTS: Final = (Amount(), Amount())
+
 LOAD: Final = (
     BIT["worker-cap"]
     | BIT["idle"]
     | BIT["exclusive"]
     | BIT["isolation-lock"]
+    | BIT["partition-slots"]
     | BIT["compute"]
     | BIT["compute-limit"]
     | BIT["vram"]
@@ -106,6 +114,10 @@ class Failures:
         self.fleet = fleet
         self.shape = shape
         self._emptied = emptied
+        wish = shape.topology
+        self._connected = (
+            TopologyWishes(fleet, shape) if wish is not None and wish.required else None
+        )
         size = fleet.size
         self.bits: Bits = np.where(fleet.present[:size], 0, _EMPTY).astype(np.uint32)
         self._static(masks)
@@ -120,13 +132,20 @@ class Failures:
 
     def fits(self, lifted: int = 0, slot: int | None = None) -> bool:
         """Tell whether a node has enough cards when some rules are lifted."""
-        return bool((self.usable(lifted, slot).sum(axis=1) >= self.shape.gpu_count).any())
+        return bool(self.nodes(lifted, slot))
 
     def nodes(self, lifted: int, slot: int | None = None) -> list[int]:
         """Return the slots of nodes with enough cards when some rules are lifted."""
-        enough = (self.usable(lifted, slot).sum(axis=1) >= self.shape.gpu_count).nonzero()[0]
-        found: list[int] = (enough + (slot or 0)).tolist()
-        return found
+        usable = self.usable(lifted, slot)
+        enough: list[int] = (usable.sum(axis=1) >= self.shape.gpu_count).nonzero()[0].tolist()
+        wishes = self._connected
+        if wishes is not None and wishes.weighs and not lifted & BIT["topology"]:
+            enough = [
+                row
+                for row in enough
+                if wishes.worth(row + (slot or 0), usable[row].nonzero()[0].tolist()) is not None
+            ]
+        return [row + (slot or 0) for row in enough]
 
     def largest(self, left: Ints, lifted: int, slot: int | None = None) -> tuple[int, int] | None:
         """Return the largest amount that enough cards of one node can each give.
@@ -164,24 +183,41 @@ class Failures:
         capacities = self.fleet.capacity[0, : self.fleet.size][static]
         return int(capacities.min()) if capacities.size else 0
 
-    def by_node(self) -> list[tuple[str, int, int, dict[str, int]]]:
+    def by_node(self, rules: Sequence[Rule] = ()) -> list[tuple[str, int, int, dict[str, int]]]:
         """Return for each node its name, its GPUs, those that pass, and those each rule excludes.
 
         In the order of the fleet; a GPU that fails several rules counts for each.
+
+        Args:
+            rules: What rules about other pods leave.
         """
-        usable = self.usable(0).sum(axis=1).tolist()
-        cards = (self.bits < _EMPTY).sum(axis=1).tolist()
+        present = self.bits < _EMPTY
+        passing = self.usable(0)
         excluded = {
-            name: ((self.bits & np.uint32(bit)) != 0).sum(axis=1).tolist()
+            name: failing
             for name, bit in BIT.items()
-            if (self.bits & np.uint32(bit)).any()
+            if (failing := present & ((self.bits & np.uint32(bit)) != 0)).any()
         }
+        for rule in rules:
+            out = present & ~rule.cards
+            excluded[rule.constraint] = excluded.get(rule.constraint, False) | out
+            passing &= rule.cards
+        wishes = self._connected
+        if wishes is not None and wishes.weighs:
+            apart = np.zeros_like(passing)
+            for slot in (passing.sum(axis=1) >= self.shape.gpu_count).nonzero()[0].tolist():
+                if wishes.worth(slot, passing[slot].nonzero()[0].tolist()) is None:
+                    apart[slot] = passing[slot]
+            excluded["topology"] = apart
+            passing &= ~apart
+        counts = {name: failing.sum(axis=1).tolist() for name, failing in excluded.items()}
+        cards, usable = present.sum(axis=1).tolist(), passing.sum(axis=1).tolist()
         return [
             (
                 node.name,
                 cards[slot],
                 usable[slot],
-                {name: counts[slot] for name, counts in excluded.items() if counts[slot]},
+                {name: found[slot] for name, found in counts.items() if found[slot]},
             )
             for slot, node in enumerate(self.fleet.nodes[: self.fleet.size])
             if node is not None
@@ -195,7 +231,8 @@ class Failures:
         found = sorted((-n, name) for name, n in counts.items() if n)
         total = len(bits)
         if not found:
-            return f"no node has {self.shape.gpu_count} GPUs that pass"
+            connected = "" if self._connected is None else " and are connected as they must be"
+            return f"no node has {self.shape.gpu_count} GPUs that pass{connected}"
         return ", ".join(f"{name} on {-n} of {total} GPUs" for n, name in found[:3])
 
     def _fail(self, name: str, allowed: Bools) -> None:
@@ -223,18 +260,22 @@ class Failures:
         for slot in fleet.full[:size].nonzero()[0].tolist():
             # A full node closes every card; what else would close them is asked for here.
             block = fleet.blocks[slot]
-            gate[slot, : len(block)] = [gate_of(usage, node_full=False) for usage in block]
+            gate[slot, : len(block)] = [fleet.gate_of(usage, node_full=False) for usage in block]
         self._fail("worker-cap", np.broadcast_to(~fleet.full[:size, None], gate.shape))
         if shape.exclusive:
             self._fail("idle", (gate & IDLE_BIT) != 0)
             return
         held = gate == 0
         self._fail("exclusive", ~held)
-        self._fail("isolation-lock", ((gate & GATE_BITS[shape.isolation]) != 0) | held)
+        locked = (gate & GATE_BITS[shape.isolation]) == 0
+        self._fail("isolation-lock", ~locked | held)
+        if shape.wish is not None:
+            self._fail("partition-slots", ((gate & fleet.gate_asked(shape)) != 0) | locked | held)
 
     def _amounts(self) -> None:
         fleet, shape = self.fleet, self.shape
-        request, limit = shape.request, shape.limit
+        # A partition has the amounts of its template.
+        request, limit = (shape.request, shape.limit) if shape.wish is None else _NO_AMOUNTS
         size = fleet.size
         emptied = self._emptied
         head = fleet.headroom[:, :size] if emptied is None else emptied.headroom

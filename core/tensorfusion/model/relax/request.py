@@ -10,6 +10,7 @@ from tensorfusion.model.device import NodeInfo
 from tensorfusion.model.relax.failures import BIT, Failures
 from tensorfusion.model.relax.step import Step
 from tensorfusion.model.rows import Ints
+from tensorfusion.model.topology import UNKNOWN
 from tensorfusion.units import format_bytes, format_tflops
 
 Allows = Callable[[Shape], bool]
@@ -58,6 +59,8 @@ class RequestChanges:
             "vendor": self._vendor,
             "dedicated": self._dedicated,
             "isolation": self._isolation,
+            "partition": self._partition,
+            "topology": self._topology,
             "gpu-count": self._gpu_count,
             "pool": self._pool,
         }
@@ -65,11 +68,15 @@ class RequestChanges:
     def applies(self, kind: str) -> bool:
         """Tell whether the request states what the kind would change."""
         shape = self._shape
+        # Of a partition only the template counts; its amounts cannot be had one by one.
+        amounts = shape.wish is None
         stated: dict[str, object] = {
-            "compute-limit": shape.limit.gflops or shape.limit.milli_percent,
-            "vram-limit": shape.limit.vram_bytes > shape.request.vram_bytes,
-            "compute": shape.request.gflops or shape.request.milli_percent,
-            "vram": shape.request.vram_bytes,
+            "compute-limit": amounts and (shape.limit.gflops or shape.limit.milli_percent),
+            "vram-limit": amounts and shape.limit.vram_bytes > shape.request.vram_bytes,
+            "compute": amounts and (shape.request.gflops or shape.request.milli_percent),
+            "vram": amounts and shape.request.vram_bytes,
+            "partition": not amounts,
+            "topology": shape.gpu_count > 1 and shape.topology and shape.topology.required,
             "cpu": shape.cpu_milli,
             "memory": shape.memory_bytes,
             "model": shape.models,
@@ -195,11 +202,17 @@ class RequestChanges:
             return None
         slot = int(counts.argmax())
         asked = self._shape.gpu_count
-        count = largest_that(
-            min(int(counts[slot]), asked),
-            1,
-            lambda n: self._allows(_replace(self._shape, gpu_count=n)),
-        )
+        most = min(int(counts[slot]), asked)
+        wish = self._shape.topology
+        if wish is not None and wish.required:
+            # Fewer cards can be connected well enough where so many are not.
+            fits = {
+                n: self._refit(_replace(self._shape, gpu_count=n)).nodes(lifted)
+                for n in range(1, most + 1)
+            }
+            most = max((n for n, nodes in fits.items() if nodes), default=0)
+            slot = fits[most][0] if most else slot
+        count = largest_that(most, 1, lambda n: self._allows(_replace(self._shape, gpu_count=n)))
         if count is None or count >= asked:
             return None
         text = f"ask for {count} {'GPU' if count == 1 else 'GPUs'}, not {asked}"
@@ -327,6 +340,35 @@ class RequestChanges:
                     return _replace(step, node=self._name(nodes[0]))
         return None
 
+    def _partition(self, lifted: int) -> Step | None:
+        """Name another template, the one with the most memory that will do."""
+        kinds = {kind for profile in self._fleet.profiles for kind in profile.partitions}
+        order = sorted(kinds, key=lambda kind: (-kind.vram_bytes, -kind.gflops, kind.template))
+        for name in dict.fromkeys(kind.template for kind in order):
+            fields = {"partition": name, "request": Amount(), "limit": Amount()}
+            changed = _replace(self._shape, **fields)
+            if changed.wish == self._shape.wish or not self._allows(changed):
+                continue
+            nodes = self._refit(changed).nodes(lifted)
+            if nodes:
+                instead = self._shape.partition or "one that covers the request"
+                text = f"use a partition {name} instead of {instead}"
+                return self._step("partition", text, fields, nodes[0])
+        return None
+
+    def _topology(self, lifted: int) -> Step | None:
+        """Accept the best connection there is."""
+        wish = self._shape.topology
+        if wish is None:
+            return None
+        for tier in range(wish.max_tier + 1, UNKNOWN + 1):
+            looser = _replace(wish, max_tier=tier)
+            nodes = self._refit(_replace(self._shape, topology=looser)).nodes(lifted)
+            if nodes:
+                text = f"accept GPUs connected at tier {tier}, not only {wish.max_tier}"
+                return self._step("topology", text, {"topology": looser}, nodes[0])
+        return None
+
     def _dedicated(self, lifted: int) -> Step | None:
         changed = _replace(self._shape, dedicated=False)
         nodes = self._refit(changed).nodes(lifted)
@@ -399,6 +441,8 @@ _LOOSEST: Final[dict[str, dict[str, object]]] = {
     "dedicated": {"dedicated": False},
     "gpu-count": {"gpu_count": 1, "containers": ()},
     "pool": {"pool": ""},
+    "topology": {"topology": None},
+    "partition": {"partition": "", "request": Amount(), "limit": Amount()},
 }
 
 

@@ -6,13 +6,14 @@ from typing import Final
 import msgspec
 
 from tensorfusion.model.device import RUNNING, NodeInfo
-from tensorfusion.model.ledger import take_of
+from tensorfusion.model.ledger import Ledger
 from tensorfusion.model.quota import Violation
 from tensorfusion.model.relax.evict import Evictions
 from tensorfusion.model.relax.failures import BIT, LOAD, Failures
 from tensorfusion.model.relax.holdings import Holdings
 from tensorfusion.model.relax.step import Addition, Raise, Step
 from tensorfusion.model.rows import Bools
+from tensorfusion.model.takes import take_of
 
 HOSTNAME: Final = "kubernetes.io/hostname"
 SHOWN: Final = 3
@@ -109,20 +110,7 @@ class WorldChanges:
         found = Evictions(self._failures, self._holdings, self._violations).fewest(lifted, slot)
         if found is None or not found.keys:
             return None
-        workers = [self._ledger.allocations[key] for key in found.keys]
-        who = _names([f"{worker.namespace}/{worker.name}" for worker in workers])
-        plural = "worker" if len(workers) == 1 else f"{len(workers)} workers"
-        text = f"evict the {plural} {who}"
-        places = {worker.node for worker in workers}
-        if len(places) == 1:
-            text += f" from node {places.pop()}"
-        return Step(
-            kind="evict",
-            text=text,
-            node=self._name(found.slot),
-            evict=found.keys,
-            exact=found.exact,
-        )
+        return evict_step(self._ledger, found.keys, self._name(found.slot), exact=found.exact)
 
     def _add_node(self, lifted: int, slot: int | None) -> Step | None:
         """Add a node like one that is there: with the fewest GPUs, then the least compute."""
@@ -199,6 +187,9 @@ class WorldChanges:
             device = usage.device
             if device is None or not usable[place]:
                 continue
+            if shape.wish is not None:
+                fitting += any(kind.covers(shape.wish) for kind in device.partition_kinds)
+                continue
             take = take_of(device, shape.request, shape.limit, exclusive=shape.exclusive)
             fitting += (
                 take.limit_gflops <= device.limit_gflops
@@ -209,6 +200,18 @@ class WorldChanges:
     def _name(self, slot: int) -> str:
         node = self._fleet.nodes[slot]
         return node.name if node is not None else ""
+
+
+def evict_step(ledger: Ledger, keys: tuple[str, ...], node: str, *, exact: bool) -> Step:
+    """Return the eviction of workers, which makes room on a node."""
+    workers = [ledger.allocations[key] for key in keys]
+    who = _names([f"{worker.namespace}/{worker.name}" for worker in workers])
+    plural = "worker" if len(workers) == 1 else f"{len(workers)} workers"
+    text = f"evict the {plural} {who}"
+    places = {worker.node for worker in workers}
+    if len(places) == 1:
+        text += f" from node {places.pop()}"
+    return Step(kind="evict", text=text, node=node, evict=keys, exact=exact)
 
 
 def quota_step(violations: Sequence[Violation]) -> Step:

@@ -6,17 +6,19 @@ from pathlib import Path
 
 from tensorfusion.errors import BackendError
 from tensorfusion.spi.backend import Capabilities, NodeBackend, NodeContext
+from tensorfusion_nvidia.limiter import is_there, levels
 from tensorfusion_nvidia.nvml import VENDOR, Library, Nvml
-from tensorfusion_nvidia.session import ENFORCEMENT, NvidiaSession
+from tensorfusion_nvidia.session import NvidiaSession
 
 
 class NvidiaBackend:
-    """NVIDIA GPUs. It finds, reads and hands out devices; it enforces nothing yet.
+    """NVIDIA GPUs: finds, reads and hands out devices; limits bind where the limiter is installed.
 
     Args:
         library: A stand-in for ``pynvml``, for tests.
         proc: The kernel's process folder.
         sysfs: The kernel's device folder.
+        limiter: Whether to use the limiter; None uses it where it is installed and built.
     """
 
     name = "nvidia"
@@ -28,7 +30,9 @@ class NvidiaBackend:
         *,
         proc: Path = Path("/proc"),
         sysfs: Path = Path("/sys"),
+        limiter: bool | None = None,
     ) -> None:
+        self._limiter = is_there() if limiter is None else limiter
         self._nvml = Nvml(library)
         self._proc = proc
         self._sysfs = sysfs
@@ -43,9 +47,9 @@ class NvidiaBackend:
         return (True, "") if count else (False, "the NVIDIA driver has no device")
 
     def capabilities(self) -> Capabilities:
-        """Tell what works: everything but limits that bind, which nothing enforces yet."""
+        """Tell what works; without the limiter nothing holds a worker to its limits."""
         return Capabilities(
-            isolation=ENFORCEMENT,
+            isolation=levels(limiter=self._limiter),
             metrics=True,
             process_usage=True,
             live_limits=True,
@@ -62,4 +66,6 @@ class NvidiaBackend:
             BackendError: The driver does not answer.
         """
         self._nvml.start()
-        return NvidiaSession(self._nvml, context, proc=self._proc, sysfs=self._sysfs)
+        return NvidiaSession(
+            self._nvml, context, proc=self._proc, sysfs=self._sysfs, limiter=self._limiter
+        )

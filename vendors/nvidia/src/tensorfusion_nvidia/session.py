@@ -1,7 +1,8 @@
 """A session with the NVIDIA devices of this machine.
 
-Workers are told which devices are theirs by environment and device files; their limits are kept
-as bookkeeping, and every answer says so (`Enforcement.NONE`).
+Workers are told which devices are theirs by environment and device files. The limiter of
+tensorfusion-native holds them to their limits, where it is installed; otherwise limits are kept as
+bookkeeping, and every answer says so (`Enforcement.NONE`).
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from tensorfusion.spi.backend import (
     DeviceMetrics,
     Enforcement,
     Link,
+    Mount,
     NodeContext,
     Partition,
     PreparedWorker,
@@ -24,13 +26,15 @@ from tensorfusion.spi.backend import (
     WorkerUsage,
 )
 from tensorfusion_nvidia.devices import Found, find_devices, read_metrics
+from tensorfusion_nvidia.limiter import levels, open_enforcer
 from tensorfusion_nvidia.links import find_links
 from tensorfusion_nvidia.nvml import VENDOR, Nvml
 from tensorfusion_nvidia.processes import WORKER_VARIABLE, ProcessTable, ProcessUse, process_uses
 from tensorfusion_nvidia.state import load_state, save_state
 
 log = logging.getLogger(__name__)
-ENFORCEMENT: Mapping[str, Enforcement] = {"shared": Enforcement.NONE, "soft": Enforcement.NONE}
+IDLE = ("sleep", "infinity")
+"""What a container without a command does, where pods are processes of this machine."""
 SHARED_PATHS = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 WINDOW_MICROSECONDS = 10_000_000
 """The first reading looks this far back; the driver keeps about that much."""
@@ -43,8 +47,18 @@ class NvidiaSession:
     safe from any thread.
     """
 
-    def __init__(self, nvml: Nvml, context: NodeContext, *, proc: Path, sysfs: Path) -> None:
+    def __init__(
+        self,
+        nvml: Nvml,
+        context: NodeContext,
+        *,
+        proc: Path,
+        sysfs: Path,
+        limiter: bool = False,
+    ) -> None:
         self._nvml = nvml
+        self._levels = levels(limiter=limiter)
+        self._enforcer = open_enforcer(context) if limiter else None
         self._clock = context.clock
         self._sysfs = sysfs
         self._file = context.state_dir / "nvidia.json"
@@ -86,23 +100,23 @@ class NvidiaSession:
                 if not specs:
                     continue
                 uses = self._uses_by_worker(device, [spec.worker for spec in specs], now)
-                rows += [
-                    _row(spec.worker, device, uses.get(spec.worker, ()), now) for spec in specs
-                ]
+                rows += [self._row(spec, device, uses.get(spec.worker, ()), now) for spec in specs]
             return rows
 
     def prepare(self, spec: WorkerSpec) -> PreparedWorker:
         """Hand devices to a worker."""
-        if spec.isolation not in ENFORCEMENT:
+        if spec.isolation not in self._levels:
             raise BackendError(
                 VENDOR,
                 f"worker {spec.namespace}/{spec.name}: isolation {spec.isolation!r} is not"
-                f" offered; allowed: {', '.join(ENFORCEMENT)}",
+                f" offered; allowed: {', '.join(self._levels)}",
             )
         with self._lock:
             devices = [self._device(spec, uuid) for uuid in spec.devices]
+            self._limit(spec)
             if self._state.workers.get(spec.worker) != spec:
                 self._store({**self._state.workers, spec.worker: spec})
+            limits, mounts = self._given(spec)
         visible = ",".join(spec.devices)
         return PreparedWorker(
             env={
@@ -110,21 +124,25 @@ class NvidiaSession:
                 "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
                 "CUDA_VISIBLE_DEVICES": visible,
                 WORKER_VARIABLE: spec.worker,
+                **limits,
             },
+            mounts=mounts,
             device_paths=(
                 *(f"/dev/nvidia{device.minor}" for device in devices if device.minor is not None),
                 *SHARED_PATHS,
             ),
-            enforcement=ENFORCEMENT[spec.isolation],
+            enforcement=self._levels[spec.isolation],
+            command=IDLE,
         )
 
     def set_limits(self, worker: str, share: Share) -> None:
-        """Keep a worker's new share; like the old one it binds nothing."""
+        """Change a worker's share; the limiter puts it in force at once."""
         with self._lock:
             spec = self._state.workers.get(worker)
             if spec is None:
                 raise BackendError(VENDOR, f"worker {worker!r} was not prepared")
             changed = dataclasses.replace(spec, share=share)
+            self._limit(changed)
             self._store({**self._state.workers, worker: changed})
 
     def release(self, worker: str) -> None:
@@ -134,6 +152,8 @@ class NvidiaSession:
                 left = {w: spec for w, spec in self._state.workers.items() if w != worker}
                 self._store(left)
                 self._processes.forget(worker)
+                if self._enforcer is not None:
+                    self._enforcer.remove(worker)
 
     def workers(self) -> Sequence[WorkerSpec]:
         """List prepared workers."""
@@ -157,6 +177,23 @@ class NvidiaSession:
 
     def close(self) -> None:
         """End the session. The library stays initialised: other sessions of the process use it."""
+        if self._enforcer is not None:
+            self._enforcer.close()
+
+    def _limited(self, spec: WorkerSpec) -> bool:
+        """A worker with its devices to itself runs without the limiter."""
+        return self._levels.get(spec.isolation) is Enforcement.COOPERATIVE
+
+    def _limit(self, spec: WorkerSpec) -> None:
+        if self._enforcer is not None and self._limited(spec):
+            first = self._device(spec, spec.devices[0])
+            self._enforcer.put(spec, first.info.compute_gflops)
+
+    def _given(self, spec: WorkerSpec) -> tuple[Mapping[str, str], Sequence[Mount]]:
+        """What the limiter adds to a worker's environment and mounts."""
+        if self._enforcer is None or not self._limited(spec):
+            return {}, ()
+        return self._enforcer.environment(spec.worker), self._enforcer.mounts(spec.worker)
 
     def _store(self, workers: dict[str, WorkerSpec]) -> None:
         """Change the workers, on disk first: what could not be written is not believed either."""
@@ -210,13 +247,24 @@ class NvidiaSession:
             log.warning("device lost", extra={"gpu": uuid, "error": str(error)})
         return found
 
-
-def _row(worker: str, device: Found, uses: Sequence[ProcessUse], now: float) -> WorkerUsage:
-    ratio = min(1.0, sum(use.compute_ratio for use in uses))
-    return WorkerUsage(
-        worker=worker,
-        uuid=device.info.uuid,
-        time=now,
-        compute_gflops=ratio * device.info.compute_gflops,
-        vram_bytes=sum(use.vram_bytes for use in uses),
-    )
+    def _row(
+        self, spec: WorkerSpec, device: Found, uses: Sequence[ProcessUse], now: float
+    ) -> WorkerUsage:
+        ratio = min(1.0, sum(use.compute_ratio for use in uses))
+        row = WorkerUsage(
+            worker=spec.worker,
+            uuid=device.info.uuid,
+            time=now,
+            compute_gflops=ratio * device.info.compute_gflops,
+            vram_bytes=sum(use.vram_bytes for use in uses),
+        )
+        if self._enforcer is None or not self._limited(spec):
+            return row
+        counters = self._enforcer.counters(spec, device.info.uuid)
+        return dataclasses.replace(
+            row,
+            throttled_seconds_total=counters.throttled_seconds,
+            oom_total=counters.denied,
+            # In some containers the driver's process ids mean nothing here.
+            vram_bytes=row.vram_bytes or counters.used_bytes,
+        )

@@ -1,6 +1,8 @@
-"""The simulated backend, fidelity ``model``: arithmetic only, any number of cards, no compiler."""
+"""The simulated backend: cards as arithmetic (``model``), or behind a simulated driver (``driver``)."""
 
+import importlib
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 
 from tensorfusion.errors import BackendError
 from tensorfusion.spi.backend import Capabilities, NodeBackend, NodeContext
@@ -13,6 +15,20 @@ from tensorfusion_simulated.description import (
 from tensorfusion_simulated.session import ENFORCEMENT, SimulatedSession
 
 
+def driver_module() -> ModuleType:
+    """Import the fidelity ``driver``, which needs the native part.
+
+    Raises:
+        BackendError: The native part is not installed.
+    """
+    try:
+        return importlib.import_module("tensorfusion_simulated.driver")
+    except ImportError as error:
+        raise BackendError(
+            "simulated", f"the fidelity driver needs tensorfusion-native: {error}"
+        ) from error
+
+
 class SimulatedBackend:
     """Cards from the hardware catalogue, of any vendor, on any number of nodes."""
 
@@ -22,21 +38,26 @@ class SimulatedBackend:
     def __init__(self) -> None:
         self._settings = SimulatedSettings()
         self._block: dict[str, object] = {}
+        self._fidelity = self._settings.fidelity
         self._machines: dict[str, list[CardGroup]] | None = None
 
     def configure(self, settings: SimulatedSettings) -> None:
         """Take the description of what to simulate."""
         self._machines = expand(settings)
         self._settings = settings
+        self._fidelity = settings.fidelity
 
     def available(self) -> tuple[bool, str]:
         """Always: it needs nothing."""
         return True, ""
 
     def capabilities(self) -> Capabilities:
-        """Tell what the model does; its limits bind because the model respects them."""
+        """Tell what the model or the driver does; of the settings that were last used."""
+        isolation = ENFORCEMENT
+        if self._fidelity == "driver":
+            isolation = driver_module().ENFORCEMENT
         return Capabilities(
-            isolation=ENFORCEMENT,
+            isolation=isolation,
             metrics=True,
             process_usage=True,
             live_limits=True,
@@ -56,12 +77,17 @@ class SimulatedBackend:
         groups = self._described(context.settings).get(context.node)
         if groups is None:
             raise BackendError("simulated", f"node {context.node!r} is not described")
+        if self._fidelity == "driver":
+            session: NodeBackend = driver_module().DriverSession(context, groups)
+            return session
         return SimulatedSession(context, groups)
 
     def _described(self, settings: Mapping[str, object]) -> dict[str, list[CardGroup]]:
         """Expand the description once, not again for each of thousands of nodes."""
         block = dict(settings)
         if self._machines is None or block != self._block:
-            self._machines = expand(read_settings(block) if block else self._settings)
+            described = read_settings(block) if block else self._settings
+            self._machines = expand(described)
+            self._fidelity = described.fidelity
             self._block = block
         return self._machines

@@ -51,6 +51,10 @@ class SimulatedCard:
         span = now - self.now
         if span <= 0:
             return
+        if not self.tenants:
+            self._burn(0.0, span)
+            self.now, self.utilization = now, 0.0
+            return
         # Between changes of load everything below is exact, however long the step.
         step = min((t.profile.step_seconds for t in self.tenants.values()), default=math.inf)
         steps = min(MAX_STEPS, max(1, math.ceil(span / step)))
@@ -86,7 +90,10 @@ class SimulatedCard:
             tenant.oom_total += int(refused[i] and not tenant.refused)
             tenant.refused = refused[i]
             tenant.vram_bytes = vram[i]
-        load = sum(given) / self.card.compute_gflops
+        self._burn(sum(given) / self.card.compute_gflops, dt)
+
+    def _burn(self, load: float, dt: float) -> None:
+        """Turn a load ratio over ``dt`` seconds into energy and heat."""
         idle = self.card.power_watts * IDLE_POWER_RATIO
         self.joules += (idle + (self.card.power_watts - idle) * load) * dt
         target = AMBIENT_CELSIUS + (HOT_CELSIUS - AMBIENT_CELSIUS) * load

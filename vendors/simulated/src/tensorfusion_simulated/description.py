@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import yaml
@@ -35,10 +35,13 @@ class SimulatedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """The plugin's block of the settings.
 
     Attributes:
+        fidelity: ``model`` computes what cards would do; ``driver`` simulates NVIDIA's driver, on
+            which pods are real processes under the limiter (needs tensorfusion-native).
         description: A YAML file with ``nodes``; instead of ``nodes`` here.
         nodes: The machines. Without either, two nodes of four A100.
     """
 
+    fidelity: Literal["model", "driver"] = "model"
     description: str = ""
     nodes: list[NodeDescription] = []
 

@@ -26,13 +26,17 @@ from tensorfusion.spi.backend import (
 )
 from tensorfusion_simulated.card import SimulatedCard, Tenant
 from tensorfusion_simulated.description import CardGroup
+from tensorfusion_simulated.links import find_links
 from tensorfusion_simulated.load import Profile, default_profile, parse_profile
 from tensorfusion_simulated.state import (
     CardState,
     CounterState,
     Fault,
     SessionState,
+    WorkerChange,
     WorkerState,
+    append_change,
+    change_log,
     load_faults,
     load_state,
     spec_from_json,
@@ -42,7 +46,9 @@ from tensorfusion_simulated.state import (
 
 log = logging.getLogger(__name__)
 NAMESPACE = uuids.UUID("5f0c9f0e-6f55-4a5c-8d3e-2f6f3d0a7b11")
-CHECKPOINT_SECONDS = 10.0
+CHECKPOINT_SECONDS = 60.0
+"""How much of the counters a kill may lose; workers and their shares are logged at once."""
+SOUND = Fault()
 ENFORCEMENT: Mapping[str, Enforcement] = {
     "shared": Enforcement.NONE,
     "soft": Enforcement.SIMULATED,
@@ -73,8 +79,7 @@ class SimulatedSession:
         self._checkpointed = context.clock.monotonic()
         self._build()
         self._restore(load_state(self._state_file))
-        if not self._state_file.exists():
-            self._save()
+        self._save()
 
     def discover(self) -> Sequence[DeviceInfo]:
         """List the cards that are there."""
@@ -87,22 +92,7 @@ class SimulatedSession:
         with self._lock:
             self._read_faults()
             infos = [info for info in self._infos if not self._is_gone(info.uuid)]
-        links = []
-        for i, a in enumerate(infos):
-            for b in infos[i + 1 :]:
-                card = self._cards[a.uuid].card
-                if a.model != b.model or not card.link_count:
-                    continue
-                links.append(
-                    Link(
-                        source=a.uuid,
-                        target=b.uuid,
-                        kind="NVLink" if card.vendor == "NVIDIA" else "Fabric",
-                        tier=0,
-                        bandwidth_mbps=card.link_mbps,
-                    )
-                )
-        return links
+        return find_links({info.uuid: self._cards[info.uuid].card for info in infos})
 
     def metrics(self) -> Sequence[DeviceMetrics]:
         """Advance every card to now and read it."""
@@ -111,10 +101,11 @@ class SimulatedSession:
             return [c.metrics() for u, c in self._cards.items() if not self._is_gone(u)]
 
     def usage(self) -> Sequence[WorkerUsage]:
-        """Advance every card to now and read its workers."""
+        """Advance every card that has workers to now and read them."""
         with self._lock:
-            self._advance()
-            return [row for card in self._cards.values() for row in card.usage()]
+            busy = {uuid: card for uuid, card in self._cards.items() if card.tenants}
+            self._advance(busy)
+            return [row for card in busy.values() for row in card.usage()]
 
     def prepare(self, spec: WorkerSpec) -> PreparedWorker:
         """Put a worker on its cards."""
@@ -136,7 +127,7 @@ class SimulatedSession:
                     self._detach(spec.worker)
                 self._started.setdefault(spec.worker, self._context.clock.now())
                 self._attach(spec, profile, counters)
-                self._save()
+                self._note(spec.worker)
         return PreparedWorker(
             env={"TENSORFUSION_SIMULATED_DEVICES": ",".join(spec.devices)},
             enforcement=ENFORCEMENT[spec.isolation],
@@ -154,7 +145,7 @@ class SimulatedSession:
                 card = self._cards.get(uuid)
                 if card is not None and worker in card.tenants:
                     card.tenants[worker].share = _binding_share(changed, card.card)
-            self._save()
+            self._note(worker)
 
     def release(self, worker: str) -> None:
         """Take a worker off its cards."""
@@ -164,7 +155,7 @@ class SimulatedSession:
             self._advance(self._specs[worker].devices)
             self._detach(worker)
             self._started.pop(worker, None)
-            self._save()
+            self._note(worker)
 
     def workers(self) -> Sequence[WorkerSpec]:
         """List prepared workers."""
@@ -289,7 +280,7 @@ class SimulatedSession:
                 self._checkpoint()
 
     def _fault(self, uuid: str) -> Fault:
-        return self._faults.cards.get(uuid) or Fault()
+        return self._faults.cards.get(uuid, SOUND)
 
     def _is_gone(self, uuid: str) -> bool:
         return self._fault(uuid).removed
@@ -304,6 +295,19 @@ class SimulatedSession:
             self._save()
         except BackendError as error:
             log.warning("state not saved", extra={"error": str(error)})
+
+    def _note(self, worker: str) -> None:
+        """Log what a worker is now: a line, where the whole state would be a file."""
+        spec = self._specs.get(worker)
+        change = WorkerChange(
+            worker=worker,
+            started=self._started.get(worker, 0.0),
+            spec=spec_to_json(spec) if spec is not None else None,
+        )
+        try:
+            append_change(self._state_file, change)
+        except OSError as error:
+            raise _unwritable(change_log(self._state_file), error) from error
 
     def _save(self) -> None:
         self._checkpointed = self._context.clock.monotonic()
@@ -322,10 +326,9 @@ class SimulatedSession:
         )
         try:
             write_atomic(self._state_file, msgspec.json.encode(state))
+            change_log(self._state_file).unlink(missing_ok=True)
         except OSError as error:
-            raise BackendError(
-                "simulated", f"{self._state_file} cannot be written: {error.strerror}"
-            ) from error
+            raise _unwritable(self._state_file, error) from error
 
     def _counters(self, spec: WorkerSpec) -> dict[str, CounterState]:
         """What a worker holds and has counted, by card."""
@@ -340,6 +343,10 @@ class SimulatedSession:
                     refused=tenant.refused,
                 )
         return found
+
+
+def _unwritable(path: Path, error: OSError) -> BackendError:
+    return BackendError("simulated", f"{path} cannot be written: {error.strerror}")
 
 
 def _profile(spec: WorkerSpec) -> Profile:

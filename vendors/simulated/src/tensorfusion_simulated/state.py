@@ -1,5 +1,6 @@
 """What a session keeps on disk: prepared workers with their counters, and injected faults."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,14 @@ class WorkerState(msgspec.Struct, kw_only=True):
     spec: dict[str, Any]
     started: float
     cards: dict[str, CounterState] = {}
+
+
+class WorkerChange(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A line of the change log: a worker as it is from now on; without a spec it is gone."""
+
+    worker: str
+    started: float = 0.0
+    spec: dict[str, Any] | None = None
 
 
 class CardState(msgspec.Struct, kw_only=True):
@@ -66,13 +75,56 @@ def write_atomic(path: Path, data: bytes) -> None:
     os.replace(part, path)
 
 
+def change_log(path: Path) -> Path:
+    """Name the log of what has changed since the state at ``path`` was written."""
+    return path.with_suffix(".log")
+
+
+def append_change(path: Path, change: WorkerChange) -> None:
+    """Add a line to the change log of a state.
+
+    A kill leaves the line whole or torn at the end; a full disk leaves the log as it was.
+    """
+    line = msgspec.json.encode(change) + b"\n"
+    with change_log(path).open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(size)
+            raise
+
+
 def load_state(path: Path) -> SessionState:
-    """Read a session's state; a missing file is an empty state.
+    """Read a session's state and what has changed since it was written.
+
+    Missing files are an empty state. Changes that the state has already change nothing, so a kill
+    between writing the state and emptying the log does no harm.
 
     Raises:
-        BackendError: The file is damaged.
+        BackendError: A file is damaged.
     """
-    return _load(path, SessionState)
+    state, changes = _load(path, SessionState), change_log(path)
+    try:
+        lines = changes.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return state
+    except OSError as error:
+        raise BackendError("simulated", f"{changes} cannot be read: {error}") from error
+    for line in lines[:-1]:  # what follows the last newline is nothing, or torn
+        try:
+            change = msgspec.json.decode(line, type=WorkerChange)
+        except msgspec.MsgspecError as error:
+            raise BackendError("simulated", f"{changes} is damaged: {error}") from error
+        if change.spec is None:
+            state.workers.pop(change.worker, None)
+            continue
+        known = state.workers.get(change.worker)
+        state.workers[change.worker] = WorkerState(
+            spec=change.spec, started=change.started, cards=known.cards if known else {}
+        )
+    return state
 
 
 def load_faults(path: Path) -> Faults:

@@ -1,0 +1,255 @@
+"""What ``tensorfusion smi`` shows: devices, workers, limits, use, throttling."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tensorfusion.errors import BackendError
+from tensorfusion.units import human_bytes
+from tensorfusion_native.libraries import Libraries
+from tensorfusion_native.management import Device, Management, Reading
+from tensorfusion_native.place import real_management
+from tensorfusion_native.region import DeviceUse
+from tensorfusion_native.simulated_machine import SimulatedMachine
+from tensorfusion_native.workers import WorkerRecord, Workers
+
+BAR = 10
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRow:
+    """A device and its reading."""
+
+    uuid: str
+    index: int
+    name: str
+    simulated: bool
+    memory_bytes: int
+    used_bytes: int | None
+    utilization_ratio: float | None
+    temperature_celsius: float | None
+    power_watts: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """A worker on a device.
+
+    Attributes:
+        limit_ratio: Share of the device's time; 1 is no limit.
+        limit_bytes: Cap of its memory; 0 is none.
+        compute_ratio: Share that it had, as the driver measured it last.
+        throttled_ratio: Part of the time since the last look in which its threads were held
+            back, summed over threads; None at the first look.
+        denied: Allocations refused at the cap.
+    """
+
+    worker: str
+    uuid: str
+    processes: int
+    limit_ratio: float
+    limit_bytes: int
+    compute_ratio: float
+    used_bytes: int
+    peak_bytes: int
+    launches: int
+    throttled_seconds: float
+    throttled_ratio: float | None
+    denied: int
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One look at the machine."""
+
+    devices: list[DeviceRow]
+    workers: list[WorkerRow]
+
+    def data(self) -> dict[str, object]:
+        """The fields, for JSON."""
+        return asdict(self)
+
+
+class Watcher:
+    """Looks at the devices and workers below some folders.
+
+    Args:
+        roots: Folders with ``workers`` and ``simulated`` in them.
+    """
+
+    def __init__(self, roots: Sequence[Path], libraries: Libraries) -> None:
+        self._roots = roots
+        self._libraries = libraries
+        self._real, _ = real_management()
+        self._machines: dict[Path, Management] = {}
+        self._before: dict[tuple[Path, str, str], tuple[float, float]] = {}
+
+    def look(self) -> Seen:
+        """Read everything once."""
+        devices: list[DeviceRow] = []
+        workers: list[WorkerRow] = []
+        ratios: dict[str, dict[int, float]] = {}
+        for management, simulated in self._managements():
+            for device in management.devices():
+                devices.append(_device_row(device, management.read(device.index), simulated))
+                ratios[device.uuid] = management.process_ratios(device.index)
+        for root in self._roots:
+            found = Workers(root / "workers")
+            for record in found.records():
+                workers += self._worker_rows(found, record, ratios)
+            found.close()
+        return Seen(devices, workers)
+
+    def _managements(self) -> Iterator[tuple[Management, bool]]:
+        if self._real is not None:
+            yield self._real, False
+        for root in self._roots:
+            for folder in sorted((root / "simulated").glob("*/")):
+                if folder not in self._machines:
+                    machine = SimulatedMachine.find(folder, self._libraries)
+                    if machine is None:
+                        continue
+                    try:
+                        self._machines[folder] = machine.management()
+                    except BackendError:
+                        continue  # a state of another version: nobody runs on it any more
+                yield self._machines[folder], True
+
+    def _worker_rows(
+        self, found: Workers, record: WorkerRecord, ratios: dict[str, dict[int, float]]
+    ) -> Iterator[WorkerRow]:
+        try:
+            uses, pids = found.use(record.name), found.pids(record.name)
+        except (OSError, ValueError):
+            return  # it ended while we looked
+        for uuid, use in zip(record.devices, uses, strict=True):
+            measured = ratios.get(uuid, {})
+            yield WorkerRow(
+                worker=record.name,
+                uuid=uuid,
+                processes=len(pids),
+                limit_ratio=record.compute_ratio,
+                limit_bytes=record.vram_bytes,
+                compute_ratio=sum(measured.get(pid, 0.0) for pid in pids),
+                used_bytes=use.used_bytes,
+                peak_bytes=use.peak_bytes,
+                launches=use.launches,
+                throttled_seconds=use.throttled_ns / 1e9,
+                throttled_ratio=self._throttled((found.folder, record.name, uuid), use),
+                denied=use.denied,
+                command=" ".join(record.command),
+            )
+
+    def _throttled(self, key: tuple[Path, str, str], use: DeviceUse) -> float | None:
+        now, total = time.monotonic(), use.throttled_ns / 1e9
+        before = self._before.get(key)
+        self._before[key] = (now, total)
+        return None if before is None else (total - before[1]) / (now - before[0])
+
+
+def data_roots(data: Path | None) -> list[Path]:
+    """The folders of a control plane's nodes with workers under the limiter."""
+    folder = data or Path(os.environ.get("TENSORFUSION_DATA") or Path.home() / ".tensorfusion")
+    return sorted((folder / "nodes").glob("*/native"))
+
+
+def _device_row(device: Device, reading: Reading, simulated: bool) -> DeviceRow:
+    return DeviceRow(
+        uuid=device.uuid,
+        index=device.index,
+        name=device.name,
+        simulated=simulated,
+        memory_bytes=device.memory_bytes,
+        used_bytes=reading.used_bytes,
+        utilization_ratio=reading.utilization_ratio,
+        temperature_celsius=reading.temperature_celsius,
+        power_watts=reading.power_watts,
+    )
+
+
+def to_text(seen: Seen) -> list[str]:
+    """Print one look as two tables."""
+    lines = format_rows(
+        ("GPU", "NAME", "USE", "", "MEMORY", "TEMP", "POWER", "UUID"),
+        [
+            (
+                str(row.index),
+                row.name + (" (simulated)" if row.simulated else ""),
+                _percent(row.utilization_ratio),
+                bar(row.utilization_ratio or 0.0),
+                f"{_bytes(row.used_bytes)} / {human_bytes(row.memory_bytes)}",
+                "" if row.temperature_celsius is None else f"{row.temperature_celsius:.0f} C",
+                "" if row.power_watts is None else f"{row.power_watts:.0f} W",
+                row.uuid,
+            )
+            for row in seen.devices
+        ],
+    )
+    if not seen.devices:
+        lines = ["no GPU, and no simulated one in use"]
+    if not seen.workers:
+        return [*lines, "", "no workers"]
+    return [
+        *lines,
+        "",
+        *format_rows(
+            (
+                "WORKER",
+                "GPU",
+                "USE",
+                "LIMIT",
+                "",
+                "MEMORY",
+                "LIMIT",
+                "HELD BACK",
+                "DENIED",
+                "COMMAND",
+            ),
+            [
+                (
+                    row.worker,
+                    row.uuid[:12],
+                    _percent(row.compute_ratio),
+                    _percent(row.limit_ratio),
+                    bar(row.compute_ratio, row.limit_ratio),
+                    human_bytes(row.used_bytes),
+                    human_bytes(row.limit_bytes) if row.limit_bytes else "none",
+                    f"{row.throttled_seconds:.1f} s"
+                    + ("" if row.throttled_ratio is None else f" ({row.throttled_ratio:.0%})"),
+                    str(row.denied),
+                    row.command[:40],
+                )
+                for row in seen.workers
+            ],
+        ),
+    ]
+
+
+def format_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lay columns out, left-aligned."""
+    cells = [headings, *rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(headings))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    ]
+
+
+def bar(ratio: float, mark: float | None = None) -> str:
+    """Draw a ratio; ``mark`` puts a tick at a limit."""
+    filled = round(min(max(ratio, 0.0), 1.0) * BAR)
+    drawn = ["█"] * filled + ["·"] * (BAR - filled)
+    if mark is not None and mark < 1:
+        drawn[min(BAR - 1, round(mark * BAR))] = "|"
+    return "".join(drawn)
+
+
+def _percent(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.0%}"
+
+
+def _bytes(amount: int | None) -> str:
+    return "?" if amount is None else human_bytes(amount)

@@ -1,0 +1,150 @@
+"""Workers of one owner: a folder each, with their limits, their ledger and who they are.
+
+The same for every owner: a vendor's session of a node, and `tensorfusion run`.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import msgspec
+
+from tensorfusion_native.libraries import Libraries
+from tensorfusion_native.processes import WORKER_NAME_VARIABLE, start_ticks
+from tensorfusion_native.region import DeviceLimit, DeviceUse, WorkerRegion
+
+RECORD = "worker.json"
+
+
+class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Who a worker is and what it may use of each of its devices.
+
+    Attributes:
+        name: Unique among its owner's workers.
+        devices: The driver's uuids.
+        vram_bytes: Cap per device; 0 is none.
+        compute_ratio: Share of each device's time, above 0 up to 1.
+        context_bytes: What is charged for a context; 0 where it is not known.
+        pid: Its launcher, where it ends with one; 0 otherwise.
+        start_ticks: When the launcher started, as the kernel counts.
+        command: What runs, for people to read.
+    """
+
+    name: str
+    devices: list[str]
+    vram_bytes: int = 0
+    compute_ratio: float = 1.0
+    context_bytes: int = 0
+    pid: int = 0
+    start_ticks: int = 0
+    command: list[str] = []
+
+    def limits(self) -> list[DeviceLimit]:
+        """The rows of the limits file."""
+        return [
+            DeviceLimit(uuid, self.vram_bytes, self.compute_ratio, self.context_bytes)
+            for uuid in self.devices
+        ]
+
+    def over(self) -> bool:
+        """Whether it had a launcher that is gone."""
+        return bool(self.pid) and start_ticks(self.pid) != self.start_ticks
+
+
+class Workers:
+    """The workers below one folder.
+
+    Concurrency: one owner writes; who only reads may do so at any time. Not safe from several
+    threads of the owner without a lock of its own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._regions: dict[str, WorkerRegion] = {}
+
+    def put(self, record: WorkerRecord) -> None:
+        """Make a worker, or give one that is there its new limits.
+
+        Raises:
+            ValueError: A limit is out of range.
+        """
+        known = self.find(record.name)
+        if known is not None and known.devices != record.devices:
+            self.remove(record.name)
+            known = None
+        path = self.path(record.name)
+        if known is None:
+            shutil.rmtree(path, ignore_errors=True)
+            self._regions[record.name] = WorkerRegion.create(path, record.limits())
+        elif known != record:
+            self._region(record.name).write(record.limits())
+        if known != record:
+            part = path / f"{RECORD}.part"
+            part.write_bytes(msgspec.json.encode(record))
+            os.replace(part, path / RECORD)
+
+    def find(self, name: str) -> WorkerRecord | None:
+        """Read one worker; None when there is none, or its files are not complete."""
+        try:
+            return msgspec.json.decode((self.path(name) / RECORD).read_bytes(), type=WorkerRecord)
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def records(self) -> list[WorkerRecord]:
+        """List the workers by name."""
+        if not self.folder.is_dir():
+            return []
+        found = (self.find(unquote(path.name)) for path in sorted(self.folder.iterdir()))
+        return [record for record in found if record is not None]
+
+    def use(self, name: str) -> list[DeviceUse]:
+        """What a worker uses, in the order of its devices.
+
+        Raises:
+            OSError, ValueError: There is no such worker, or its files have another layout.
+        """
+        record = self.find(name)
+        region = self._region(name)
+        return [region.use(row) for row in range(len(record.devices) if record else 0)]
+
+    def pids(self, name: str) -> set[int]:
+        """Processes that attached to a worker's ledger."""
+        return {process.pid for process in self._region(name).processes()}
+
+    def alive(self, name: str) -> bool:
+        """Whether a process of the worker still runs."""
+        try:
+            return any(start_ticks(pid) for pid in self.pids(name))
+        except (OSError, ValueError):
+            return False
+
+    def environment(self, name: str, libraries: Libraries) -> dict[str, str]:
+        """The variables that put a process under the worker's limits."""
+        return {
+            "LD_PRELOAD": str(libraries.limiter),
+            WORKER_NAME_VARIABLE: name,
+            **self._region(name).environment(),
+        }
+
+    def remove(self, name: str) -> None:
+        """Forget a worker; processes that still run keep their last limits."""
+        region = self._regions.pop(name, None)
+        if region is not None:
+            region.close()
+        shutil.rmtree(self.path(name), ignore_errors=True)
+
+    def close(self) -> None:
+        """Unmap everything; the workers stay."""
+        for region in self._regions.values():
+            region.close()
+        self._regions.clear()
+
+    def path(self, name: str) -> Path:
+        """The folder of a worker."""
+        return self.folder / quote(name, safe="")
+
+    def _region(self, name: str) -> WorkerRegion:
+        if name not in self._regions:
+            self._regions[name] = WorkerRegion.open(self.path(name))
+        return self._regions[name]

@@ -1,0 +1,56 @@
+/* CUDA_VISIBLE_DEVICES as the driver reads it: indexes, or names of devices or the beginnings of names, in the order
+ * that the process shall see them; the list ends at the first entry that is none. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "sim.h"
+
+static uint32_t indexes[SIM_DEVICES], count;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static bool find(const char *entry, uint32_t *index) {
+  char *end;
+  unsigned long number = strtoul(entry, &end, 10);
+  if (*entry && !*end) {
+    *index = (uint32_t)number;
+    return number < sim->device_count;
+  }
+  for (uint32_t i = 0; *entry && i < sim->device_count; i++)
+    if (!strncasecmp(sim->devices[i].uuid, entry, strlen(entry))) {
+      *index = i;
+      return true;
+    }
+  return false;
+}
+
+static void read_variable(void) {
+  const char *given = getenv("CUDA_VISIBLE_DEVICES");
+  if (!given) {
+    for (; count < sim->device_count; count++) indexes[count] = count;
+    return;
+  }
+  char list[1024];
+  size_t length = strlen(given);
+  if (length >= sizeof list) length = sizeof list - 1;
+  memcpy(list, given, length);
+  list[length] = 0;
+  char *rest = list, *entry;
+  while (count < SIM_DEVICES && (entry = strsep(&rest, ",")) && find(entry, &indexes[count])) count++;
+}
+
+uint32_t sim_visible_count(void) {
+  pthread_once(&once, read_variable);
+  return count;
+}
+
+bool sim_visible(CUdevice *device) {
+  if (*device < 0 || (uint32_t)*device >= sim_visible_count()) return false;
+  *device = (CUdevice)indexes[*device];
+  return true;
+}
+
+CUdevice sim_ordinal(uint32_t index) {
+  uint32_t ordinal = 0;
+  while (ordinal + 1 < sim_visible_count() && indexes[ordinal] != index) ordinal++;
+  return (CUdevice)ordinal;
+}

@@ -1,0 +1,225 @@
+"""Pods of the embedded mode as real processes under the limiter, on the simulated driver."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tensorfusion.cli.options import connect
+
+PREFIX = "tensor-fusion.ai/"
+SETTINGS = {
+    "backend": "simulated",
+    "sample_seconds": 1,
+    "plugin_settings": {
+        "simulated": {
+            "fidelity": "driver",
+            "nodes": [{"name": "sim", "gpus": [{"model": "A100_SXM_80G"}]}],
+        }
+    },
+}
+
+
+class Plane:
+    """A control plane in a process of its own, which a test may kill."""
+
+    def __init__(self, folder, build):
+        self.folder, self.data = folder, folder / "data"
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("TENSORFUSION_", "KUBE"))},
+            "HOME": str(folder),
+            "TENSORFUSION_NATIVE_BUILD": str(build),
+            "TENSORFUSION_RUN_DIR": str(folder / "runs"),
+        }
+        (folder / "settings.yaml").write_text(yaml.safe_dump(SETTINGS))
+
+    def cli(self, *arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", "tensorfusion", *arguments],
+            env=self.environment, capture_output=True, text=True, check=False, timeout=50,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def up(self):
+        self.cli(
+            "up",
+            "--detach",
+            "--data",
+            str(self.data),
+            "--config",
+            str(self.folder / "settings.yaml"),
+        )
+        self.store = connect(self.data)
+
+    def kill(self):
+        pid = int((self.data / "lock").read_text())
+        os.kill(pid, signal.SIGKILL)
+        wait(lambda: not Path(f"/proc/{pid}").exists() or zombie(pid))
+
+    def kubectl(self, *arguments, stdin=""):
+        done = subprocess.run(
+            ["kubectl", "--kubeconfig", str(self.data / "kubeconfig"), *arguments],
+            env=self.environment, input=stdin, capture_output=True, text=True, check=False, timeout=50,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def apply(self, name, percent, *, load="", command=(), policy="Always", vram="2Gi"):
+        annotations = {
+            PREFIX + "compute-percent-request": str(percent),
+            PREFIX + "compute-percent-limit": str(percent),
+            PREFIX + "vram-request": vram,
+            PREFIX + "vram-limit": vram,
+        }
+        if load:
+            annotations[PREFIX + "simulated-load"] = load
+        container = {"name": "c", "image": "none"} | ({"command": list(command)} if command else {})
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": name,
+                "labels": {PREFIX + "enabled": "true"},
+                "annotations": annotations,
+            },
+            "spec": {
+                "containers": [container],
+                "restartPolicy": policy,
+                "terminationGracePeriodSeconds": 2,
+            },
+        }
+        self.kubectl("apply", "-f", "-", stdin=json.dumps(pod))
+
+    def pod(self, name):
+        return json.loads(self.kubectl("get", "pod", name, "-o", "json"))
+
+    def state(self, name):
+        statuses = self.pod(name)["status"].get("containerStatuses") or [{}]
+        return statuses[0].get("state", {})
+
+    def shares(self):
+        """Percent of the device by pod, as metered in the last second, and the rows."""
+        usage = json.loads(self.store.text("/tensorfusion/usage"))["workers"]
+        return {row["name"]: (row["computeGflops"] / 3120, row) for row in usage}
+
+    def leader(self, name):
+        uid = self.pod(name)["metadata"]["uid"]
+        return int((self.data / "nodes/sim/pods" / uid / "containers/c/0.pid").read_text())
+
+
+def zombie(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("it did not come")
+
+
+def mean_shares(plane, seconds=4):
+    """Mean percent by pod of readings a second apart."""
+    rows = []
+    for _ in range(seconds):
+        time.sleep(1)
+        rows.append({name: share for name, (share, _) in plane.shares().items()})
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[-1]}
+
+
+@pytest.fixture(scope="module")
+def plane(build, tmp_path_factory):
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    plane = Plane(tmp_path_factory.mktemp("pods"), build)
+    plane.up()
+    yield plane
+    plane.kubectl("delete", "pods", "--all", "--wait=false")
+    wait(lambda: not json.loads(plane.kubectl("get", "pods", "-o", "json"))["items"])
+    plane.cli("down", "--data", str(plane.data))
+
+
+@pytest.mark.xdist_group("native-pods")
+@pytest.mark.timeout(120)
+def test_tenants_keep_their_shares_through_resize_and_restart(plane):
+    plane.apply("small", 30, load="constant,compute=100%,vram=1Gi")
+    plane.apply("large", 60, load="constant,compute=100%,vram=3Gi")
+    wait(lambda: "running" in plane.state("small") and "running" in plane.state("large"))
+    time.sleep(2)
+
+    shares = mean_shares(plane)
+    assert shares == {"small": pytest.approx(30, abs=4), "large": pytest.approx(60, abs=4)}
+    stopped = plane.shares()["large"][1]
+    assert stopped["vramBytes"] <= 2 << 30
+    assert stopped["vramDenials"] >= 1
+    log = wait(lambda: (text := plane.kubectl("logs", "large")).count("\n") > 2 and text)
+    assert "wants 312 TFLOPS and 3Gi" in log
+    assert plane.kubectl("logs", "large", "--tail=1").count("\n") == 1
+
+    leaders = [plane.leader(name) for name in ("small", "large")]
+    plane.kill()
+    plane.up()
+    time.sleep(2)
+    shares = mean_shares(plane)
+    assert shares == {"small": pytest.approx(30, abs=4), "large": pytest.approx(60, abs=4)}
+    assert [plane.leader(name) for name in ("small", "large")] == leaders
+    assert plane.pod("small")["status"]["containerStatuses"][0]["restartCount"] == 0
+
+    plane.kubectl("delete", "pod", "large")
+    assert zombie(leaders[1])
+    # As the autoscaler does, which alone may change a pod's share.
+    plane.kubectl(
+        "annotate", "--overwrite", "--field-manager=tensorfusion-autoscaler", "pod", "small",
+        PREFIX + "compute-percent-request=70", PREFIX + "compute-percent-limit=70",
+    )  # fmt: skip
+    wait(lambda: plane.shares()["small"][1]["limitGflops"] == 218400)
+    time.sleep(1.5)
+    assert mean_shares(plane, 3) == {"small": pytest.approx(70, abs=4)}
+    assert plane.leader("small") == leaders[0]
+    seen = json.loads(plane.cli("smi", "-o", "json", "--data", str(plane.data)))
+    assert [(w["limit_ratio"], w["processes"]) for w in seen["workers"]] == [(0.7, 1)]
+
+
+@pytest.mark.xdist_group("native-pods")
+@pytest.mark.timeout(120)
+def test_exit_codes_and_restarts_are_on_the_pod(plane):
+    plane.apply("fails", 5, command=["sh", "-c", "echo started; exit 3"], policy="Never")
+    plane.apply("loops", 5, command=["sh", "-c", "exit 4"])
+    wait(lambda: plane.pod("fails")["status"]["phase"] == "Failed")
+    assert plane.state("fails")["terminated"]["exitCode"] == 3
+    assert plane.kubectl("logs", "fails") == "started\n"
+    waiting = wait(lambda: plane.state("loops").get("waiting"))
+    assert waiting["reason"] == "CrashLoopBackOff"
+    [container] = plane.pod("loops")["status"]["containerStatuses"]
+    assert container["restartCount"] >= 1
+    assert container["lastState"]["terminated"]["exitCode"] == 4
+    plane.kubectl("delete", "pod", "fails", "loops")
+    assert not any((plane.data / "nodes/sim/pods").glob("*/containers/c/0.exit"))
+
+
+@pytest.mark.xdist_group("native-pods")
+@pytest.mark.timeout(120)
+def test_a_pod_that_ignores_the_signal_is_killed_after_its_grace(plane):
+    plane.apply(
+        "deaf", 5, command=["sh", "-c", 'trap "" TERM; echo up; while :; do sleep 0.1; done']
+    )
+    wait(lambda: "running" in plane.state("deaf") and plane.kubectl("logs", "deaf") == "up\n")
+    leader = plane.leader("deaf")
+    began = time.monotonic()
+    plane.kubectl("delete", "pod", "deaf")
+    assert 1 < time.monotonic() - began < 15
+    assert zombie(leader)

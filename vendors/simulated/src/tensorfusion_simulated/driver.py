@@ -1,0 +1,294 @@
+"""The fidelity ``driver``: the cards of one node as devices of a simulated driver, and real processes under the limiter."""
+
+import dataclasses
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from tensorfusion import names
+from tensorfusion.errors import BackendError, ConfigError
+from tensorfusion.model.hardware import Card, find_card
+from tensorfusion.spi.backend import (
+    DeviceInfo,
+    DeviceMetrics,
+    Enforcement,
+    Link,
+    NodeContext,
+    Partition,
+    PreparedWorker,
+    Share,
+    WorkerSpec,
+    WorkerUsage,
+)
+from tensorfusion_native.enforcement import Counters, Enforcer
+from tensorfusion_native.libraries import libraries
+from tensorfusion_native.metering import Meter
+from tensorfusion_native.processes import WORKER_NAME_VARIABLE
+from tensorfusion_native.simulated_machine import CONTEXT_BYTES, SimulatedMachine, device_uuid
+from tensorfusion_simulated.description import CardGroup
+from tensorfusion_simulated.links import find_links
+from tensorfusion_simulated.state import CardState, SessionState, load_faults, write_atomic
+
+ENFORCEMENT: Mapping[str, Enforcement] = {
+    "shared": Enforcement.NONE,
+    "soft": Enforcement.COOPERATIVE,
+}
+MOST_DEVICES = 8
+"""Devices that the simulated driver has room for."""
+
+
+class DriverState(msgspec.Struct):
+    """What a session keeps: prepared workers by name."""
+
+    workers: dict[str, WorkerSpec] = {}
+
+
+class DriverSession:
+    """The simulated driver's devices of one node, and its workers. One lock guards everything.
+
+    Raises:
+        BackendError: The driver is not built, or cannot simulate such cards.
+    """
+
+    def __init__(self, context: NodeContext, groups: Sequence[CardGroup]) -> None:
+        self._context = context
+        self._lock = threading.RLock()
+        self._file = context.state_dir / "driver.json"
+        self._faults = context.state_dir / "faults.json"
+        self._state = _load(self._file)
+        self._cards = _cards(context.node, groups)
+        try:
+            self._libraries = libraries()
+        except ConfigError as error:
+            raise BackendError("simulated", str(error)) from error
+        folder = context.state_dir / "native"
+        self._machine = SimulatedMachine.create(
+            folder / "simulated" / context.node, list(self._cards.items()), self._libraries
+        )
+        self._management = self._machine.management()
+        self._devices = {device.uuid: device for device in self._management.devices()}
+        self._meters = {uuid: Meter() for uuid in self._cards}
+        self._enforcer = Enforcer(folder, self._libraries, CONTEXT_BYTES)
+        for spec in self._state.workers.values():
+            self._put(spec)
+        # ``tensorfusion simulated`` looks up there which cards it may break.
+        known = SessionState(cards={uuid.lower(): CardState() for uuid in self._cards})
+        write_atomic(context.state_dir / "simulated.json", msgspec.json.encode(known))
+
+    def discover(self) -> Sequence[DeviceInfo]:
+        """List the devices as the driver tells them."""
+        faults = load_faults(self._faults).cards
+        version = self._management.driver_version()
+        found = []
+        for device in self._devices.values():
+            card = self._cards[device.uuid]
+            failed = faults[device.uuid.lower()].failed if device.uuid.lower() in faults else ""
+            found.append(
+                DeviceInfo(
+                    uuid=device.uuid,
+                    index=device.index,
+                    vendor=card.vendor,
+                    model=card.model,
+                    full_model=device.name,
+                    compute_gflops=card.compute_gflops,
+                    vram_bytes=device.memory_bytes,
+                    numa_node=device.index * 2 // max(len(self._devices), 2),
+                    driver_version=version,
+                    multiprocessors=card.multiprocessors,
+                    pci_bus_id=f"0000:{device.index:02x}:00.0",
+                    healthy=not failed,
+                    message=failed,
+                )
+            )
+        return found
+
+    def topology(self) -> Sequence[Link]:
+        """Connect cards of one model that have links, pairwise."""
+        return find_links(self._cards)
+
+    def metrics(self) -> Sequence[DeviceMetrics]:
+        """Read every device."""
+        now = self._context.clock.now()
+        rows = []
+        for uuid, device in self._devices.items():
+            reading = self._management.read(device.index)
+            rows.append(
+                DeviceMetrics(
+                    uuid=uuid,
+                    time=now,
+                    utilization_ratio=reading.utilization_ratio,
+                    vram_used_bytes=reading.used_bytes,
+                    temperature_celsius=reading.temperature_celsius,
+                    power_watts=reading.power_watts,
+                    energy_joules_total=reading.energy_joules,
+                    clock_hertz=reading.clock_hertz,
+                )
+            )
+        return rows
+
+    def usage(self) -> Sequence[WorkerUsage]:
+        """Meter the workers: the simulator's truth, and the limiter's counters."""
+        with self._lock:
+            return [row for uuid in self._devices for row in self._usage_of(uuid)]
+
+    def _usage_of(self, uuid: str) -> list[WorkerUsage]:
+        specs = [s for s in self._state.workers.values() if uuid in s.devices]
+        truth = self._management.truth(self._devices[uuid].index)
+        metered = self._meters[uuid].read(truth, [spec.worker for spec in specs])
+        now = self._context.clock.now()
+        rows = []
+        for spec in specs:
+            counters = self._enforcer.counters(spec, uuid) if _is_limited(spec) else Counters()
+            found = metered[spec.worker]
+            rows.append(
+                WorkerUsage(
+                    worker=spec.worker,
+                    uuid=uuid,
+                    time=now,
+                    compute_gflops=found.ratio * self._cards[uuid].compute_gflops,
+                    vram_bytes=found.used_bytes,
+                    throttled_seconds_total=counters.throttled_seconds,
+                    oom_total=counters.denied,
+                )
+            )
+        return rows
+
+    def prepare(self, spec: WorkerSpec) -> PreparedWorker:
+        """Make a worker's files; its processes run under the limiter with the returned variables."""
+        if spec.isolation not in ENFORCEMENT:
+            raise BackendError(
+                "simulated",
+                f"worker {spec.namespace}/{spec.name}: isolation {spec.isolation!r} is not"
+                f" offered; allowed: {', '.join(ENFORCEMENT)}",
+            )
+        with self._lock:
+            self._check_devices(spec)
+            if self._state.workers.get(spec.worker) != spec:
+                self._put(spec)
+                self._store({**self._state.workers, spec.worker: spec})
+            env = {
+                **self._machine.environment(),
+                "CUDA_VISIBLE_DEVICES": ",".join(spec.devices),
+                WORKER_NAME_VARIABLE: spec.worker,
+            }
+            if _is_limited(spec):
+                env |= self._enforcer.environment(spec.worker)
+        return PreparedWorker(
+            env=env, enforcement=ENFORCEMENT[spec.isolation], command=_load_program(spec)
+        )
+
+    def set_limits(self, worker: str, share: Share) -> None:
+        """Put a new share in force; threads that are held back notice at once."""
+        with self._lock:
+            spec = self._state.workers.get(worker)
+            if spec is None:
+                raise BackendError("simulated", f"worker {worker!r} was not prepared")
+            changed = dataclasses.replace(spec, share=share)
+            self._put(changed)
+            self._store({**self._state.workers, worker: changed})
+
+    def release(self, worker: str) -> None:
+        """Forget a worker; its processes are for whoever started them to end."""
+        with self._lock:
+            if worker in self._state.workers:
+                left = {w: spec for w, spec in self._state.workers.items() if w != worker}
+                self._store(left)
+                self._enforcer.remove(worker)
+
+    def workers(self) -> Sequence[WorkerSpec]:
+        """List prepared workers."""
+        with self._lock:
+            return list(self._state.workers.values())
+
+    def create_partition(self, uuid: str, template: str) -> Partition:
+        """Refuse: the simulated driver cuts no partitions."""
+        raise BackendError("simulated", f"device {uuid}: partitions are not offered")
+
+    def remove_partition(self, uuid: str) -> None:
+        """Do nothing: there is none."""
+
+    def snapshot(self, worker: str, target: Path) -> None:
+        """Refuse: the simulated driver has no checkpoint calls yet."""
+        raise BackendError("simulated", f"worker {worker}: snapshot is not offered")
+
+    def resume(self, worker: str, source: Path) -> None:
+        """Refuse: the simulated driver has no checkpoint calls yet."""
+        raise BackendError("simulated", f"worker {worker}: resume is not offered")
+
+    def close(self) -> None:
+        """Unmap the workers' files; the workers keep running under their limits."""
+        with self._lock:
+            self._enforcer.close()
+
+    def _put(self, spec: WorkerSpec) -> None:
+        if _is_limited(spec):
+            whole = min(self._cards[uuid].compute_gflops for uuid in spec.devices)
+            self._enforcer.put(spec, whole)
+
+    def _check_devices(self, spec: WorkerSpec) -> None:
+        healthy = {info.uuid: info for info in self.discover()}
+        for uuid in spec.devices:
+            if uuid not in healthy:
+                raise BackendError(
+                    "simulated", f"worker {spec.namespace}/{spec.name}: no device {uuid!r} here"
+                )
+            if not healthy[uuid].healthy:
+                raise BackendError("simulated", f"device {uuid} failed: {healthy[uuid].message}")
+
+    def _store(self, workers: dict[str, WorkerSpec]) -> None:
+        """Change the workers, on disk first: what could not be written is not believed either."""
+        changed = DriverState(workers)
+        try:
+            write_atomic(self._file, msgspec.json.encode(changed))
+        except OSError as error:
+            raise BackendError(
+                "simulated", f"{self._file} cannot be written: {error.strerror}"
+            ) from error
+        self._state = changed
+
+
+def _is_limited(spec: WorkerSpec) -> bool:
+    """A worker with its cards to itself runs without the limiter."""
+    return ENFORCEMENT[spec.isolation] is not Enforcement.NONE
+
+
+def _load_program(spec: WorkerSpec) -> tuple[str, ...]:
+    """The program that plays a worker's load profile on the driver."""
+    return (
+        sys.executable,
+        "-m",
+        "tensorfusion_simulated.program",
+        f"--load={spec.annotations.get(names.SIMULATED_LOAD, '')}",
+        f"--worker={spec.worker}",
+        f"--gflops={spec.share.request_gflops}",
+        f"--vram={spec.share.request_vram_bytes}",
+    )
+
+
+def _cards(node: str, groups: Sequence[CardGroup]) -> dict[str, Card]:
+    cards = [find_card(group.model) for group in groups for _ in range(group.count)]
+    if len(cards) > MOST_DEVICES:
+        raise BackendError(
+            "simulated",
+            f"node {node!r}: {len(cards)} cards; the fidelity driver has at most {MOST_DEVICES}",
+        )
+    for card in cards:
+        if card.vendor != "NVIDIA":
+            raise BackendError(
+                "simulated",
+                f"node {node!r}: {card.model} is of {card.vendor}; the fidelity driver simulates"
+                " NVIDIA's driver, take the fidelity model",
+            )
+    return {device_uuid(node, index, card.model): card for index, card in enumerate(cards)}
+
+
+def _load(path: Path) -> DriverState:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=DriverState)
+    except FileNotFoundError:
+        return DriverState()
+    except (OSError, msgspec.MsgspecError) as error:
+        raise BackendError("simulated", f"{path} cannot be read: {error}") from error
