@@ -49,7 +49,7 @@ $(VENV)/.dev: $(VENV)/.test
 setup: $(VENV)/.runtime ## Make .venv with the program in it: .venv/bin/tensorfusion
 	@echo "ready: $(BIN)/tensorfusion"
 
-demo: $(VENV)/.runtime ## Show the product on a simulated pool for about 40 seconds
+demo: $(VENV)/.runtime ## Show the product on a simulated pool, in about a minute
 	@$(BIN)/tensorfusion demo $(DEMO_FLAGS)
 
 test: $(VENV)/.test ## Run every test that needs no cluster

@@ -14,6 +14,7 @@ GENERATORS = (
     ("tensorfusion.api.reference", "reference_files", "docs/reference/generated"),
     ("tensorfusion.admission.annotations", "annotation_reference", "docs/reference/generated"),
     ("reference_pages", "pages", "docs/reference/generated"),
+    ("placement_rules", "pages", "docs/reference/generated"),
     ("tensorfusion_dashboards.fleet", "generate", "."),
     ("tensorfusion_dashboards.rule_file", "generate", "."),
 )

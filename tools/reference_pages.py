@@ -2,7 +2,7 @@
 
 import click
 
-from tensorfusion.cli.main import COMMANDS, cli
+from tensorfusion.cli.main import COMMANDS, cli, plugin_commands
 from tensorfusion.model.hardware import GIB, cards
 from tensorfusion.spi.catalogue import METRICS
 from tensorfusion_dashboards.promql import duration, print_expression
@@ -69,11 +69,12 @@ def hardware() -> str:
 
 
 def commands() -> str:
-    """The help of every command."""
+    """The help of every command, then of those that our own plugins add."""
     context = click.Context(cli, info_name="tensorfusion")
     parts = ["# Commands\n"]
-    for name in COMMANDS:
-        command = cli.get_command(context, name)
+    added = plugin_commands()
+    for name in (*COMMANDS, *sorted(added)):
+        command = added.get(name) or cli.get_command(context, name)
         assert command is not None
         with click.Context(command, info_name=name, parent=context, terminal_width=96) as inner:
             text = command.get_help(inner)

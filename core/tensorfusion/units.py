@@ -192,6 +192,15 @@ def _gflops_of(text: str) -> int:
     return math.ceil(parse_quantity(text) * GFLOPS_PER_TFLOPS)
 
 
+def parse_cpu(cores: str | int | float) -> int:
+    """Read a quantity of cores as thousandths of a core; fractions round up.
+
+    Raises:
+        QuantityError: The text is outside the grammar.
+    """
+    return math.ceil(parse_quantity(cores) * 1000)
+
+
 def format_bytes(amount_bytes: int) -> str:
     """Print bytes as a canonical quantity with binary suffixes, such as ``4Gi``.
 

@@ -56,6 +56,8 @@ enum tf_real {
   REAL_cuMipmappedArrayDestroy,
   REAL_cuStreamBeginCapture_v2,
   REAL_cuStreamBeginCapture_v2_ptsz,
+  REAL_cuStreamBeginCaptureToGraph,
+  REAL_cuStreamBeginCaptureToGraph_ptsz,
   REAL_cuStreamEndCapture,
   REAL_cuStreamEndCapture_ptsz,
   REAL_cuStreamIsCapturing,
@@ -68,12 +70,18 @@ enum tf_real {
   REAL_cuEventRecord_ptsz,
   REAL_cuEventQuery,
   REAL_cuEventElapsedTime,
+  REAL_cuEventElapsedTime_v2,
   REAL_cuLaunchKernel,
   REAL_cuLaunchKernel_ptsz,
   REAL_cuLaunchKernelEx,
   REAL_cuLaunchKernelEx_ptsz,
   REAL_cuLaunchCooperativeKernel,
   REAL_cuLaunchCooperativeKernel_ptsz,
+  REAL_cuLaunch,
+  REAL_cuLaunchGrid,
+  REAL_cuLaunchGridAsync,
+  REAL_cuGraphAddNode,
+  REAL_cuGraphAddNode_v2,
   REAL_cuGraphAddMemAllocNode,
   REAL_cuGraphInstantiate_v2,
   REAL_cuGraphInstantiateWithFlags,
@@ -146,6 +154,8 @@ typedef CUresult call_cuMipmappedArrayCreate(CUmipmappedArray *array, const CUDA
 typedef CUresult call_cuMipmappedArrayDestroy(CUmipmappedArray array);
 typedef CUresult call_cuStreamBeginCapture_v2(CUstream stream, int mode);
 typedef CUresult call_cuStreamBeginCapture_v2_ptsz(CUstream stream, int mode);
+typedef CUresult call_cuStreamBeginCaptureToGraph(CUstream stream, CUgraph graph, const CUgraphNode *dependencies, const CUgraphEdgeData *edges, size_t count, int mode);
+typedef CUresult call_cuStreamBeginCaptureToGraph_ptsz(CUstream stream, CUgraph graph, const CUgraphNode *dependencies, const CUgraphEdgeData *edges, size_t count, int mode);
 typedef CUresult call_cuStreamEndCapture(CUstream stream, CUgraph *graph);
 typedef CUresult call_cuStreamEndCapture_ptsz(CUstream stream, CUgraph *graph);
 typedef CUresult call_cuStreamIsCapturing(CUstream stream, int *status);
@@ -158,12 +168,18 @@ typedef CUresult call_cuEventRecord(CUevent event, CUstream stream);
 typedef CUresult call_cuEventRecord_ptsz(CUevent event, CUstream stream);
 typedef CUresult call_cuEventQuery(CUevent event);
 typedef CUresult call_cuEventElapsedTime(float *milliseconds, CUevent start, CUevent end);
+typedef CUresult call_cuEventElapsedTime_v2(float *milliseconds, CUevent start, CUevent end);
 typedef CUresult call_cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes, CUstream stream, void **parameters, void **extra);
 typedef CUresult call_cuLaunchKernel_ptsz(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes, CUstream stream, void **parameters, void **extra);
 typedef CUresult call_cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **parameters, void **extra);
 typedef CUresult call_cuLaunchKernelEx_ptsz(const CUlaunchConfig *config, CUfunction function, void **parameters, void **extra);
 typedef CUresult call_cuLaunchCooperativeKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes, CUstream stream, void **parameters);
 typedef CUresult call_cuLaunchCooperativeKernel_ptsz(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes, CUstream stream, void **parameters);
+typedef CUresult call_cuLaunch(CUfunction function);
+typedef CUresult call_cuLaunchGrid(CUfunction function, int width, int height);
+typedef CUresult call_cuLaunchGridAsync(CUfunction function, int width, int height, CUstream stream);
+typedef CUresult call_cuGraphAddNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count, CUgraphNodeParams *parameters);
+typedef CUresult call_cuGraphAddNode_v2(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, const CUgraphEdgeData *edges, size_t count, CUgraphNodeParams *parameters);
 typedef CUresult call_cuGraphAddMemAllocNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count, CUDA_MEM_ALLOC_NODE_PARAMS *parameters);
 typedef CUresult call_cuGraphInstantiate_v2(CUgraphExec *executable, CUgraph graph, CUgraphNode *error_node, char *log, size_t log_bytes);
 typedef CUresult call_cuGraphInstantiateWithFlags(CUgraphExec *executable, CUgraph graph, unsigned long long flags);
@@ -236,6 +252,8 @@ typedef nvmlReturn_t call_nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t d
   TF_REAL(cuMipmappedArrayDestroy) \
   TF_REAL(cuStreamBeginCapture_v2) \
   TF_REAL(cuStreamBeginCapture_v2_ptsz) \
+  TF_REAL(cuStreamBeginCaptureToGraph) \
+  TF_REAL(cuStreamBeginCaptureToGraph_ptsz) \
   TF_REAL(cuStreamEndCapture) \
   TF_REAL(cuStreamEndCapture_ptsz) \
   TF_REAL(cuStreamIsCapturing) \
@@ -248,12 +266,18 @@ typedef nvmlReturn_t call_nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t d
   TF_REAL(cuEventRecord_ptsz) \
   TF_REAL(cuEventQuery) \
   TF_REAL(cuEventElapsedTime) \
+  TF_REAL(cuEventElapsedTime_v2) \
   TF_REAL(cuLaunchKernel) \
   TF_REAL(cuLaunchKernel_ptsz) \
   TF_REAL(cuLaunchKernelEx) \
   TF_REAL(cuLaunchKernelEx_ptsz) \
   TF_REAL(cuLaunchCooperativeKernel) \
   TF_REAL(cuLaunchCooperativeKernel_ptsz) \
+  TF_REAL(cuLaunch) \
+  TF_REAL(cuLaunchGrid) \
+  TF_REAL(cuLaunchGridAsync) \
+  TF_REAL(cuGraphAddNode) \
+  TF_REAL(cuGraphAddNode_v2) \
   TF_REAL(cuGraphAddMemAllocNode) \
   TF_REAL(cuGraphInstantiate_v2) \
   TF_REAL(cuGraphInstantiateWithFlags) \

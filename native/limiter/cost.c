@@ -220,8 +220,10 @@ static void read_sample(struct ring *ring, int row, struct tf_sample *sample) {
   learn(sample->cost, measured, shared);
   uint64_t settled = shared ? atomic_load(&sample->cost->estimate_ns) : measured;
   uint64_t together = settled * launches;
-  if (together > ring->passed_ns) together = ring->passed_ns;
-  ring->passed_ns -= together;
+  /* With several streams the sampler's trim stands for what overlaps. This bound besides would only act while the
+   * device is busy, so charges and trim would chase each other. */
+  if (!atomic_load(&ring->mixed) && together > ring->passed_ns) together = ring->passed_ns;
+  ring->passed_ns -= together < ring->passed_ns ? together : ring->passed_ns;
   /* Streams end out of order, so what one sample leaves of the time counts for the next, but not idle time. */
   if (ring->passed_ns > CARRY_NS) ring->passed_ns = CARRY_NS;
   tf_correct(row, (int64_t)together - (int64_t)(sample->estimate_ns * launches), sample->begun_ns);

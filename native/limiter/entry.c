@@ -24,6 +24,7 @@ struct hook {
 
 static const struct hook hooks[] = {
 #define TF_HOOK(symbol, base, since, per_thread) {#symbol, #base, since, per_thread, REAL_##symbol, symbol},
+#define TF_ALIAS(symbol, base, since, per_thread) TF_HOOK(symbol, base, since, per_thread)
 #include "driver_rows.h"
 };
 
@@ -78,11 +79,12 @@ void tf_replace(const char *name, void **address, int version, uint64_t flags) {
   if (!name || off()) return;
   for (size_t i = 0; i < COUNT(hooks); i++) {
     const struct hook *hook = &hooks[i];
-    if (strcmp(hook->base, name)) continue;
+    /* By address first: a name may mean a function of another name from some version on. */
     if (tf_real_table[hook->real] == *address) {
       *address = (void *)hook->address;
       return;
     }
+    if (strcmp(hook->base, name)) continue;
     bool own = (flags & CU_GET_PROC_ADDRESS_PER_THREAD) != 0;
     if (hook->since <= version && (!hook->per_thread || own) &&
         (!chosen || hook->since > chosen->since || (hook->since == chosen->since && hook->per_thread)))

@@ -38,6 +38,14 @@ TF_EXPORT CUresult cuStreamBeginCapture_v2(CUstream stream, int mode) {
 TF_EXPORT CUresult cuStreamBeginCapture_v2_ptsz(CUstream stream, int mode) {
   return begin(REAL(cuStreamBeginCapture_v2_ptsz)(stream, mode));
 }
+TF_EXPORT CUresult cuStreamBeginCaptureToGraph(CUstream stream, CUgraph graph, const CUgraphNode *dependencies,
+                                               const CUgraphEdgeData *edges, size_t count, int mode) {
+  return begin(REAL(cuStreamBeginCaptureToGraph)(stream, graph, dependencies, edges, count, mode));
+}
+TF_EXPORT CUresult cuStreamBeginCaptureToGraph_ptsz(CUstream stream, CUgraph graph, const CUgraphNode *dependencies,
+                                                    const CUgraphEdgeData *edges, size_t count, int mode) {
+  return begin(REAL(cuStreamBeginCaptureToGraph_ptsz)(stream, graph, dependencies, edges, count, mode));
+}
 TF_EXPORT CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph) {
   return end(REAL(cuStreamEndCapture)(stream, graph));
 }
@@ -60,6 +68,20 @@ TF_EXPORT CUresult cuGraphAddMemAllocNode(CUgraphNode *node, CUgraph graph, cons
   CUresult result = REAL(cuGraphAddMemAllocNode)(node, graph, dependencies, count, parameters);
   if (!result) tf_graph_add_bytes(graph, tf_rounded(parameters->bytesize));
   return result;
+}
+
+static CUresult added(CUresult result, CUgraph graph, const CUgraphNodeParams *parameters) {
+  if (!result && parameters->type == CU_GRAPH_NODE_TYPE_MEM_ALLOC)
+    tf_graph_add_bytes(graph, tf_rounded(parameters->alloc.bytesize));
+  return result;
+}
+TF_EXPORT CUresult cuGraphAddNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
+                                  CUgraphNodeParams *parameters) {
+  return added(REAL(cuGraphAddNode)(node, graph, dependencies, count, parameters), graph, parameters);
+}
+TF_EXPORT CUresult cuGraphAddNode_v2(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies,
+                                     const CUgraphEdgeData *edges, size_t count, CUgraphNodeParams *parameters) {
+  return added(REAL(cuGraphAddNode_v2)(node, graph, dependencies, edges, count, parameters), graph, parameters);
 }
 
 TF_EXPORT CUresult cuGraphDestroy(CUgraph graph) {

@@ -46,3 +46,12 @@ LAUNCH(cuLaunchKernelEx_ptsz, (CONFIG), (config, function, parameters, extra), f
 LAUNCH(cuGraphLaunch, (CUgraphExec executable, CUstream stream), (executable, stream), executable, 0, stream, false)
 LAUNCH(cuGraphLaunch_ptsz, (CUgraphExec executable, CUstream stream), (executable, stream), executable, 0, stream,
        true)
+
+/* The calls from before CUDA 4.0, which the newest drivers still have. */
+#define AREA (width > 0 && height > 0 ? blocks_of((unsigned)width, (unsigned)height, 1) : 0)
+
+LAUNCH(cuLaunch, (CUfunction function), (function), function, 1, NULL, false)
+LAUNCH(cuLaunchGrid, (CUfunction function, int width, int height), (function, width, height), function, AREA, NULL,
+       false)
+LAUNCH(cuLaunchGridAsync, (CUfunction function, int width, int height, CUstream stream),
+       (function, width, height, stream), function, AREA, stream, false)

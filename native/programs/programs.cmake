@@ -1,5 +1,5 @@
 add_executable(tf-load programs/tf_load.c)
-target_link_libraries(tf-load PRIVATE ${CMAKE_DL_LIBS})
+target_link_libraries(tf-load PRIVATE Threads::Threads ${CMAKE_DL_LIBS})
 
 add_executable(tf-hook-cost programs/tf_hook_cost.c)
 target_link_libraries(tf-hook-cost PRIVATE ${CMAKE_DL_LIBS})

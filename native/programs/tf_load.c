@@ -5,6 +5,9 @@
  *     then_us=0        length after `phase_s` seconds; 0 keeps the first
  *     phase_s=0
  *     grid=108         blocks
+ *     mix_every=0      every so many launches one of another kernel; 0: never
+ *     mix_us=0         its length
+ *     mix_grid=1       its blocks
  *     seconds=10       how long
  *     kind=plain       plain, ex, cooperative, graph, per_thread
  *     nodes=10         kernels per graph
@@ -12,12 +15,16 @@
  *     streams=1
  *     duty=100         percent of every 100 ms in which launches are made
  *     interval_ms=1000
+ *     watch=0          1: a thread of its own prints the lines, on time even while a launch is held back
  *     device=0
  *     churn=0          bytes allocated and freed around every launch
  *     hold=0           bytes allocated once
  *     deadline_s=0     wall time after which the program is ended by SIGALRM, whatever it waits for; 0: never */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,8 +46,8 @@ static int (*sim_truth)(int, uint64_t *, uint64_t *, uint64_t *, uint64_t *);
 
 static struct {
   uint64_t kernel_us, then_us, phase_s, grid, seconds, nodes, sync, streams, duty, interval_ms, device, churn, hold,
-      deadline_s;
-} given = {.kernel_us = 1000, .grid = 108, .seconds = 10, .nodes = 10, .streams = 1, .duty = 100, .interval_ms = 1000};
+      deadline_s, mix_every, mix_us, mix_grid, watch;
+} given = {.kernel_us = 1000, .grid = 108, .mix_grid = 1, .seconds = 10, .nodes = 10, .streams = 1, .duty = 100, .interval_ms = 1000};
 static char kind[16] = "plain";
 
 static void check(CUresult result, const char *call) {
@@ -88,7 +95,8 @@ static void read_arguments(int count, char **arguments) {
                  {"grid", &given.grid},           {"seconds", &given.seconds}, {"nodes", &given.nodes},
                  {"sync", &given.sync},           {"streams", &given.streams}, {"duty", &given.duty},
                  {"interval_ms", &given.interval_ms}, {"device", &given.device}, {"churn", &given.churn},
-                 {"hold", &given.hold},
+                 {"hold", &given.hold},           {"mix_every", &given.mix_every}, {"mix_us", &given.mix_us},
+                 {"mix_grid", &given.mix_grid},   {"watch", &given.watch},
                  {"deadline_s", &given.deadline_s}};
   for (int i = 1; i < count; i++) {
     char *value = strchr(arguments[i], '=');
@@ -115,7 +123,7 @@ static const char image[] = ".version 6.0\n.target sm_50\n.address_size 64\n"
                             "again:\nmov.u64 %rd3, %globaltimer;\nsub.u64 %rd4, %rd3, %rd2;\n"
                             "setp.lt.u64 %p1, %rd4, %rd1;\n@%p1 bra again;\nret;\n}\n";
 
-static CUfunction function;
+static CUfunction function, mixed;
 static CUstream streams[STREAMS];
 static CUgraphExec graph;
 static uint64_t length_us;
@@ -130,8 +138,7 @@ static void make_graph(void) {
   DO(cuGraphInstantiateWithFlags, &graph, built, 0ull);
 }
 
-static void launch(CUstream stream) {
-  unsigned grid = (unsigned)given.grid;
+static void launch(CUstream stream, CUfunction function, unsigned grid) {
   CUlaunchConfig config = {.gridDimX = grid, .gridDimY = 1, .gridDimZ = 1, .blockDimX = 128, .blockDimY = 1,
                            .blockDimZ = 1, .hStream = stream};
   if (!strcmp(kind, "ex")) DO(cuLaunchKernelEx, &config, function, parameters, NULL);
@@ -155,9 +162,49 @@ static void report(double at_s, double span_s, uint64_t launches) {
   last_all = all;
 }
 
+static _Atomic uint64_t launches;
+static uint64_t start;
+
+static sem_t watching;
+
+static void *watch(void *unused) {
+  (void)unused;
+  wait_until(start); /* from now on virtual time does not run ahead of this thread */
+  sem_post(&watching);
+  uint64_t told = start;
+  for (uint64_t next = start; next < start + given.seconds * 1000000000;) {
+    next += given.interval_ms * 1000000;
+    do wait_until(next);
+    while (now_ns() < next);
+    uint64_t now = now_ns();
+    report((double)(now - start) / 1e9, (double)(now - told) / 1e9, atomic_load(&launches));
+    told = now;
+  }
+  exit(0);
+}
+
+static void launch_next(void) {
+  CUstream stream = streams[launches % given.streams];
+  if (given.mix_every && launches % given.mix_every == given.mix_every - 1) {
+    uint64_t usual = length_us;
+    length_us = given.mix_us;
+    launch(stream, mixed, (unsigned)given.mix_grid);
+    length_us = usual;
+  } else {
+    launch(stream, function, (unsigned)given.grid);
+  }
+}
+
 static void loop(void) {
-  uint64_t start = now_ns(), next = start + given.interval_ms * 1000000, told = start, launches = 0;
+  start = now_ns();
+  uint64_t next = start + given.interval_ms * 1000000, told = start;
+  pthread_t watcher;
   report(0, 0, 0);
+  if (given.watch) {
+    sem_init(&watching, 0, 0);
+    if (pthread_create(&watcher, NULL, watch, NULL)) exit(1);
+    sem_wait(&watching);
+  }
   for (;;) {
     uint64_t now = now_ns();
     if (given.duty < 100 && (now - start) % 100000000 >= given.duty * 1000000) {
@@ -165,7 +212,7 @@ static void loop(void) {
       wait_until(now < next ? now : next);
       now = now_ns();
     }
-    if (now >= next) {
+    if (!given.watch && now >= next) {
       report((double)(now - start) / 1e9, (double)(now - told) / 1e9, launches);
       told = now;
       while (next <= now) next += given.interval_ms * 1000000;
@@ -174,7 +221,7 @@ static void loop(void) {
     if (given.then_us && now - start >= given.phase_s * 1000000000) length_us = given.then_us;
     CUdeviceptr address = 0;
     if (given.churn) DO(cuMemAlloc_v2, &address, given.churn);
-    launch(streams[launches % given.streams]);
+    launch_next();
     if (given.churn) DO(cuMemFree_v2, address);
     if (given.sync) DO(cuCtxSynchronize);
     launches++;
@@ -195,6 +242,7 @@ int main(int count, char **arguments) {
   DO(cuCtxSetCurrent, context);
   DO(cuModuleLoadData, &module, image);
   DO(cuModuleGetFunction, &function, module, "spin_us");
+  DO(cuModuleGetFunction, &mixed, module, "spin_us");
   for (uint64_t i = 0; i < given.streams; i++) DO(cuStreamCreate, &streams[i], 1u);
   if (given.hold) DO(cuMemAlloc_v2, &held, given.hold);
   length_us = given.kernel_us;

@@ -67,6 +67,25 @@ SIM_EXPORT CUresult cuGraphAddMemAllocNode(CUgraphNode *node, CUgraph graph, con
   return result;
 }
 
+SIM_EXPORT CUresult cuGraphAddKernelNode_v2(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies,
+                                            size_t count, const CUDA_KERNEL_NODE_PARAMS *parameters) {
+  return cuGraphAddKernelNode(node, graph, dependencies, count, parameters);
+}
+
+SIM_EXPORT CUresult cuGraphAddNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
+                                   CUgraphNodeParams *parameters) {
+  if (parameters->type == CU_GRAPH_NODE_TYPE_KERNEL)
+    return cuGraphAddKernelNode(node, graph, dependencies, count, &parameters->kernel);
+  if (parameters->type == CU_GRAPH_NODE_TYPE_MEM_ALLOC)
+    return cuGraphAddMemAllocNode(node, graph, dependencies, count, &parameters->alloc);
+  return CUDA_ERROR_NOT_SUPPORTED;
+}
+SIM_EXPORT CUresult cuGraphAddNode_v2(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies,
+                                      const CUgraphEdgeData *edges, size_t count, CUgraphNodeParams *parameters) {
+  (void)edges;
+  return cuGraphAddNode(node, graph, dependencies, count, parameters);
+}
+
 static CUresult instantiate(CUgraphExec *executable, CUgraph graph) {
   CUresult result = sim_check();
   if (result) return result;

@@ -13,6 +13,7 @@ static const struct {
   void (*address)(void);
 } rows[] = {
 #define TF_CALL(symbol, base, since, per_thread) {#base, since, per_thread, symbol},
+#define TF_ALIAS(symbol, base, since, per_thread) TF_CALL(symbol, base, since, per_thread)
 #include "driver_rows.h"
 };
 

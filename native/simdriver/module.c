@@ -157,3 +157,13 @@ SIM_EXPORT CUresult cuLaunchKernelEx_ptsz(const CUlaunchConfig *config, CUfuncti
   (void)extra;
   return launch_ex(config, function, parameters, true);
 }
+
+/* The calls from before CUDA 4.0: their parameters would be set by other calls, so only kernels without any run. */
+SIM_EXPORT CUresult cuLaunchGridAsync(CUfunction function, int width, int height, CUstream stream) {
+  if (width < 0 || height < 0) return CUDA_ERROR_INVALID_VALUE;
+  return launch(function, (uint64_t)width * (uint64_t)height, stream, NULL, false);
+}
+SIM_EXPORT CUresult cuLaunchGrid(CUfunction function, int width, int height) {
+  return cuLaunchGridAsync(function, width, height, NULL);
+}
+SIM_EXPORT CUresult cuLaunch(CUfunction function) { return cuLaunchGrid(function, 1, 1); }

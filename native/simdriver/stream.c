@@ -192,6 +192,10 @@ SIM_EXPORT CUresult cuEventElapsedTime(float *milliseconds, CUevent start, CUeve
   return result;
 }
 
+SIM_EXPORT CUresult cuEventElapsedTime_v2(float *milliseconds, CUevent start, CUevent end) {
+  return cuEventElapsedTime(milliseconds, start, end);
+}
+
 static CUresult wait_event(CUstream stream, CUevent event, bool per_thread) {
   CUresult result = sim_check();
   if (result) return result;
@@ -223,6 +227,22 @@ SIM_EXPORT CUresult cuStreamBeginCapture_v2(CUstream stream, int mode) {
 }
 SIM_EXPORT CUresult cuStreamBeginCapture_v2_ptsz(CUstream stream, int mode) {
   return cuStreamBeginCapture_v2(stream, mode);
+}
+
+SIM_EXPORT CUresult cuStreamBeginCaptureToGraph(CUstream stream, CUgraph graph, const CUgraphNode *dependencies,
+                                                const CUgraphEdgeData *edges, size_t count, int mode) {
+  (void)dependencies, (void)edges, (void)count, (void)mode;
+  CUresult result = sim_check();
+  if (result) return result;
+  if (!graph) return CUDA_ERROR_INVALID_VALUE;
+  if ((uintptr_t)stream <= CU_STREAM_PER_THREAD_VALUE) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+  if (stream->capture) return CUDA_ERROR_ILLEGAL_STATE;
+  stream->capture = graph;
+  return CUDA_SUCCESS;
+}
+SIM_EXPORT CUresult cuStreamBeginCaptureToGraph_ptsz(CUstream stream, CUgraph graph, const CUgraphNode *dependencies,
+                                                     const CUgraphEdgeData *edges, size_t count, int mode) {
+  return cuStreamBeginCaptureToGraph(stream, graph, dependencies, edges, count, mode);
 }
 
 SIM_EXPORT CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph) {
@@ -261,6 +281,24 @@ SIM_EXPORT CUresult cuStreamGetCaptureInfo_v2(CUstream stream, int *status, uint
 SIM_EXPORT CUresult cuStreamGetCaptureInfo_v2_ptsz(CUstream stream, int *status, uint64_t *id, CUgraph *graph,
                                                    const CUgraphNode **dependencies, size_t *count) {
   return cuStreamGetCaptureInfo_v2(stream, status, id, graph, dependencies, count);
+}
+
+SIM_EXPORT CUresult cuStreamGetCaptureInfo(CUstream stream, int *status, uint64_t *id) {
+  return cuStreamGetCaptureInfo_v2(stream, status, id, NULL, NULL, NULL);
+}
+SIM_EXPORT CUresult cuStreamGetCaptureInfo_ptsz(CUstream stream, int *status, uint64_t *id) {
+  return cuStreamGetCaptureInfo(stream, status, id);
+}
+SIM_EXPORT CUresult cuStreamGetCaptureInfo_v3(CUstream stream, int *status, uint64_t *id, CUgraph *graph,
+                                              const CUgraphNode **dependencies, const CUgraphEdgeData **edges,
+                                              size_t *count) {
+  if (edges) *edges = NULL;
+  return cuStreamGetCaptureInfo_v2(stream, status, id, graph, dependencies, count);
+}
+SIM_EXPORT CUresult cuStreamGetCaptureInfo_v3_ptsz(CUstream stream, int *status, uint64_t *id, CUgraph *graph,
+                                                   const CUgraphNode **dependencies, const CUgraphEdgeData **edges,
+                                                   size_t *count) {
+  return cuStreamGetCaptureInfo_v3(stream, status, id, graph, dependencies, edges, count);
 }
 
 static CUresult host_function(CUstream stream, CUhostFn function, void *data, bool per_thread) {

@@ -157,17 +157,22 @@ def driver_rows() -> str:
     """List the driver's symbols as an X-macro: symbol, base name, first CUDA version, own stream."""
     lines = [
         f"/* {NOTE} Source: data/driver_calls.csv */",
-        "/* TF_CALL(symbol, base, since, per_thread_stream); TF_HOOK the same for what we intercept. */",
+        "/* TF_CALL(symbol, base, since, per_thread_stream); TF_HOOK the same for what we intercept;",
+        " * TF_ALIAS for a name that is looked up and means one of these symbols. */",
         "#ifndef TF_CALL\n#define TF_CALL(symbol, base, since, per_thread)\n#endif",
         "#ifndef TF_HOOK\n#define TF_HOOK(symbol, base, since, per_thread)\n#endif",
+        "#ifndef TF_ALIAS\n#define TF_ALIAS(symbol, base, since, per_thread)\n#endif",
     ]
     for call in read_calls():
         hooked = call["class"] not in ("-", "device", "event") and call["base"] not in UNHOOKED
         arguments = f"({call['symbol']}, {call['base']}, {call['since']}, {call['own']})"
+        if call["class"] == "alias":
+            lines.append(f"TF_ALIAS{arguments}")
+            continue
         lines.append(f"TF_CALL{arguments}")
         if hooked:
             lines.append(f"TF_HOOK{arguments}")
-    return "\n".join([*lines, "#undef TF_CALL", "#undef TF_HOOK", ""])
+    return "\n".join([*lines, "#undef TF_CALL", "#undef TF_HOOK", "#undef TF_ALIAS", ""])
 
 
 UNHOOKED = {
@@ -187,7 +192,7 @@ def real_calls() -> str:
         '#include "tf_cuda.h"\n#include "tf_nvml.h"\n',
         "enum tf_real {",
     ]
-    used = [call for call in read_calls() if call["class"] != "-"]
+    used = [call for call in read_calls() if call["class"] not in ("-", "alias")]
     with (DATA / "management_calls.csv").open(newline="") as file:
         managed = list(csv.DictReader(file))
     names = [call["symbol"] for call in used] + [row["name"] for row in managed]

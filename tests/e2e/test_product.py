@@ -176,6 +176,14 @@ def test_own_verbs_in_every_format(on_plane, applied) -> None:
         result = on_plane(*arguments)
         assert result.returncode == 0, (arguments, result.stderr)
         assert result.stdout.strip(), arguments
+    checks = json.loads(on_plane("doctor", "-o", "json").stdout)
+    assert {
+        "check": "backend in use",
+        "result": "ok",
+        "detail": "simulated, 2 node(s); soft workers are held by the model of the card;"
+        " load profiles stand in for pods",
+    } in checks
+    assert sum(check["check"] == "fidelity driver" for check in checks) == 1
 
 
 def test_a_failed_card_takes_no_new_work(on_plane, kubectl, applied) -> None:

@@ -179,7 +179,8 @@ def proc(name, version, flags=0, call="cuGetProcAddress_v2"):
     arguments = [name.encode(), C.byref(address), version, C.c_uint64(flags)]
     if call.endswith("_v2"):
         arguments.append(C.byref(status))
-    return address.value, getattr(cuda, call)(*arguments), status.value
+    code = getattr(cuda, call)(*arguments)
+    return address.value, code, status.value
 
 
 def library_of(address):

@@ -32,6 +32,7 @@ class Plane:
 
     def __init__(self, folder, build):
         self.folder, self.data = folder, folder / "data"
+        self.applied = []
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("TENSORFUSION_", "KUBE"))},
             "HOME": str(folder),
@@ -96,6 +97,7 @@ class Plane:
                 "terminationGracePeriodSeconds": 2,
             },
         }
+        self.applied.append(name)
         self.kubectl("apply", "-f", "-", stdin=json.dumps(pod))
 
     def pod(self, name):
@@ -111,8 +113,17 @@ class Plane:
         return {row["name"]: (row["computeGflops"] / 3120, row) for row in usage}
 
     def leader(self, name):
+        """The process that leads a pod's container; waits until it has said its number."""
         uid = self.pod(name)["metadata"]["uid"]
-        return int((self.data / "nodes/sim/pods" / uid / "containers/c/0.pid").read_text())
+        file = self.data / "nodes/sim/pods" / uid / "containers/c/0.pid"
+        return int(wait(lambda: file.exists() and file.read_text().strip()))
+
+    def forget(self):
+        """Delete the pods of a test, and wait until no reading has them any more."""
+        names, self.applied = self.applied, []
+        if names:
+            self.kubectl("delete", "pod", "--ignore-not-found", *names)
+            wait(lambda: not self.shares().keys() & names)
 
 
 def zombie(pid):
@@ -132,37 +143,45 @@ def wait(condition, seconds=20):
     raise AssertionError("it did not come")
 
 
-def mean_shares(plane, seconds=4):
-    """Mean percent by pod of readings a second apart."""
+def assert_shares(plane, seconds=3, **expected):
+    """The pods come to their shares and then keep them, in the mean of readings a second apart."""
+
+    def now():
+        seen = plane.shares()
+        return {name: seen[name][0] if name in seen else 0.0 for name in expected}
+
+    close = {name: pytest.approx(share, abs=4) for name, share in expected.items()}
+    wait(lambda: now() == close)
     rows = []
     for _ in range(seconds):
         time.sleep(1)
-        rows.append({name: share for name, (share, _) in plane.shares().items()})
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[-1]}
+        rows.append(now())
+    assert {name: sum(row[name] for row in rows) / seconds for name in expected} == close
 
 
 @pytest.fixture(scope="module")
-def plane(build, tmp_path_factory):
+def running(build, tmp_path_factory):
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
     plane = Plane(tmp_path_factory.mktemp("pods"), build)
     plane.up()
     yield plane
-    plane.kubectl("delete", "pods", "--all", "--wait=false")
-    wait(lambda: not json.loads(plane.kubectl("get", "pods", "-o", "json"))["items"])
     plane.cli("down", "--data", str(plane.data))
 
 
-@pytest.mark.xdist_group("native-pods")
+@pytest.fixture
+def plane(running):
+    yield running
+    running.forget()
+
+
 @pytest.mark.timeout(120)
-def test_tenants_keep_their_shares_through_resize_and_restart(plane):
+def test_tenants_keep_their_shares_through_a_crash_of_the_control_plane(plane):
     plane.apply("small", 30, load="constant,compute=100%,vram=1Gi")
     plane.apply("large", 60, load="constant,compute=100%,vram=3Gi")
     wait(lambda: "running" in plane.state("small") and "running" in plane.state("large"))
-    time.sleep(2)
 
-    shares = mean_shares(plane)
-    assert shares == {"small": pytest.approx(30, abs=4), "large": pytest.approx(60, abs=4)}
+    assert_shares(plane, small=30, large=60)
     stopped = plane.shares()["large"][1]
     assert stopped["vramBytes"] <= 2 << 30
     assert stopped["vramDenials"] >= 1
@@ -173,28 +192,38 @@ def test_tenants_keep_their_shares_through_resize_and_restart(plane):
     leaders = [plane.leader(name) for name in ("small", "large")]
     plane.kill()
     plane.up()
-    time.sleep(2)
-    shares = mean_shares(plane)
-    assert shares == {"small": pytest.approx(30, abs=4), "large": pytest.approx(60, abs=4)}
+    assert_shares(plane, small=30, large=60)
     assert [plane.leader(name) for name in ("small", "large")] == leaders
     assert plane.pod("small")["status"]["containerStatuses"][0]["restartCount"] == 0
-
     plane.kubectl("delete", "pod", "large")
     assert zombie(leaders[1])
+    assert not zombie(leaders[0])
+
+
+@pytest.mark.timeout(120)
+def test_a_share_is_changed_while_its_pod_runs(plane):
+    plane.apply("grows", 20, load="constant,compute=100%,vram=1Gi")
+    wait(lambda: "running" in plane.state("grows"))
+    leader = plane.leader("grows")
+    assert_shares(plane, 1, grows=20)
     # As the autoscaler does, which alone may change a pod's share.
     plane.kubectl(
-        "annotate", "--overwrite", "--field-manager=tensorfusion-autoscaler", "pod", "small",
+        "annotate", "--overwrite", "--field-manager=tensorfusion-autoscaler", "pod", "grows",
         PREFIX + "compute-percent-request=70", PREFIX + "compute-percent-limit=70",
     )  # fmt: skip
-    wait(lambda: plane.shares()["small"][1]["limitGflops"] == 218400)
-    time.sleep(1.5)
-    assert mean_shares(plane, 3) == {"small": pytest.approx(70, abs=4)}
-    assert plane.leader("small") == leaders[0]
+    wait(lambda: plane.shares()["grows"][1]["limitGflops"] == 218400)
+    assert_shares(plane, grows=70)
+    assert plane.leader("grows") == leader
     seen = json.loads(plane.cli("smi", "-o", "json", "--data", str(plane.data)))
     assert [(w["limit_ratio"], w["processes"]) for w in seen["workers"]] == [(0.7, 1)]
+    checks = json.loads(plane.cli("doctor", "-o", "json", "--data", str(plane.data)))
+    details = {check["check"]: check["detail"] for check in checks}
+    assert details["fidelity driver"] == "the simulated driver and the limiter are built"
+    assert details["backend in use"] == (
+        "simulated, 1 node(s); soft workers are held by the limiter in each of their processes"
+    )
 
 
-@pytest.mark.xdist_group("native-pods")
 @pytest.mark.timeout(120)
 def test_exit_codes_and_restarts_are_on_the_pod(plane):
     plane.apply("fails", 5, command=["sh", "-c", "echo started; exit 3"], policy="Never")
@@ -207,11 +236,14 @@ def test_exit_codes_and_restarts_are_on_the_pod(plane):
     [container] = plane.pod("loops")["status"]["containerStatuses"]
     assert container["restartCount"] >= 1
     assert container["lastState"]["terminated"]["exitCode"] == 4
+    folders = [
+        plane.data / "nodes/sim/pods" / plane.pod(n)["metadata"]["uid"] for n in ("fails", "loops")
+    ]
+    assert all(folder.is_dir() for folder in folders)
     plane.kubectl("delete", "pod", "fails", "loops")
-    assert not any((plane.data / "nodes/sim/pods").glob("*/containers/c/0.exit"))
+    assert not any(folder.exists() for folder in folders)
 
 
-@pytest.mark.xdist_group("native-pods")
 @pytest.mark.timeout(120)
 def test_a_pod_that_ignores_the_signal_is_killed_after_its_grace(plane):
     plane.apply(
@@ -221,5 +253,5 @@ def test_a_pod_that_ignores_the_signal_is_killed_after_its_grace(plane):
     leader = plane.leader("deaf")
     began = time.monotonic()
     plane.kubectl("delete", "pod", "deaf")
-    assert 1 < time.monotonic() - began < 15
+    assert time.monotonic() - began > 1  # the grace, to the second
     assert zombie(leader)

@@ -130,6 +130,9 @@ def test_runs_share_one_machine_and_a_device_is_chosen(command, build):
 def test_exit_codes_and_signals_pass(command):
     assert finish(command("run", "--simulated", "T4", "--", "sh", "-c", "exit 7"))[0] == 7
     assert finish(command("run", "--simulated", "T4", "--", "sh", "-c", "kill -9 $$"))[0] == 137
+    # It comes before anything else of the program, while `run` has only just started it.
+    early = command("run", "--simulated", "T4", "--", "sh", "-c", "kill -TERM $PPID; exec sleep 40")
+    assert finish(early)[0] == 128 + signal.SIGTERM
     program = command(
         "run", "--simulated", "T4", "--", "sh", "-c",
         'trap "echo stopped; exit 5" TERM; echo ready; while :; do sleep 0.05; done',

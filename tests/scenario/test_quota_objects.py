@@ -55,7 +55,7 @@ def test_status_shows_use_and_what_is_left_in_percent(world, conditions):
         "75.00",
         "75.00",
     )
-    assert left["limits.tflops"] == "100.00"
+    assert left["limits.tflops"] == "100"
     ready = conditions(world.store.get(QUOTAS, "quota", "default"))["Ready"]
     assert (ready["status"], ready["reason"]) == ("True", "CapacitySufficient")
 

@@ -48,7 +48,7 @@ def runner(tmp_path, clock):
 
 @pytest.fixture
 def container(tmp_path):
-    made = Container(tmp_path / "c", "uid/c", SystemClock())
+    made = Container(tmp_path / "c", SystemClock())
     yield made
     made.send(signal.SIGKILL)
     made.remove()
@@ -66,6 +66,13 @@ def finish(condition, seconds=10):
 
 def ended(container):
     return finish(lambda: (last := container.last()).exit_code is not None and last)
+
+
+def gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def pod(*containers, policy="Always", **annotations):
@@ -107,7 +114,7 @@ def test_a_later_process_finds_it_running_and_its_end(container, tmp_path):
         ["sh", "-c", "while ! test -e stop; do sleep 0.02; done; exit 3"], PATH, tmp_path
     )
     finish(lambda: (tmp_path / "c" / "0.pid").exists())
-    later = Container(tmp_path / "c", "uid/c", SystemClock())
+    later = Container(tmp_path / "c", SystemClock())
     assert later.last().exit_code is None
     (tmp_path / "stop").touch()
     assert ended(later).exit_code == 3
@@ -148,14 +155,7 @@ def test_what_a_program_started_ends_with_it(container, tmp_path):
     container.start(["sh", "-c", "sleep 60 & echo $!"], PATH, tmp_path)
     ended(container)
     child = int(container.log(0).read_text())
-
-    def gone():
-        try:
-            return Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        except FileNotFoundError:
-            return True
-
-    finish(gone)
+    finish(lambda: gone(child))
 
 
 @pytest.mark.parametrize(
@@ -189,9 +189,7 @@ def test_pauses_before_restarts_grow(runner, clock):
         found = finish(
             lambda: (
                 (
-                    s := Container(
-                        runner._path("n", "u1") / "containers" / "c", "u1/c", clock
-                    ).last()
+                    s := Container(runner._path("n", "u1") / "containers" / "c", clock).last()
                 ).exit_code
                 is not None
                 and s
@@ -245,7 +243,7 @@ def test_secrets_of_the_control_plane_stay_there(runner, monkeypatch):
     finish(lambda: runner.step(wanted, "n", STAND_IN)[0].over())
     output = b"".join(runner.logs(wanted, "n", "", previous=False, follow=False)).decode()
     assert "AWS_SECRET" not in output
-    assert f"{MARK}=u1/c/0" in output
+    assert f"{MARK}={runner._path('n', 'u1')}/containers/c/0" in output
 
 
 def test_stop_asks_once_then_kills(runner):
@@ -263,6 +261,20 @@ def test_stop_asks_once_then_kills(runner):
     runner.remove("n", "u1")
     assert runner.uids("n") == []
     assert not runner.has("n", "u1")
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "setsid "], ids=["in its session", "in a session of its own"]
+)
+def test_nothing_is_left_that_writes_into_a_removed_pod(runner, prefix):
+    loop = "while :; do echo x > file; done"
+    wanted = pod(shell(f"{prefix}sh -c '{loop}' & echo $!; exit 0"), policy="Never")
+    finish(lambda: runner.step(wanted, "n", STAND_IN)[0].over())
+    writer = int(b"".join(runner.logs(wanted, "n", "", previous=False, follow=False)))
+    finish(lambda: runner.stop("n", "u1", kill_at=time.time() + 60))
+    runner.remove("n", "u1")
+    assert runner.uids("n") == []
+    assert gone(writer)
 
 
 def test_a_folder_that_is_not_there_is_named(runner):

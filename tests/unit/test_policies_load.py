@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from tensorfusion.model.demand import Shape
-from tensorfusion.model.rows import CAPACITY_PLANE, HOST_COLUMNS, PLANES, FleetStatistics, Rows
+from tensorfusion.model.rows import (
+    CAPACITY_PLANE,
+    FREE_SHARE_PLANE,
+    HOST_COLUMNS,
+    PLANES,
+    FleetStatistics,
+    Rows,
+)
 from tensorfusion.spi.policy import PlacementPolicy
 from tensorfusion_plugins.policies import load, tensorfusion_placement_policies
 
@@ -17,6 +24,7 @@ def rows_of(free_gflops, free_vram, matching=None):
     cells = np.zeros((nodes, PLANES, slots), np.int64)
     cells[:, 0], cells[:, 1] = free_gflops, free_vram
     cells[:, CAPACITY_PLANE : CAPACITY_PLANE + 2] = 100
+    cells[:, FREE_SHARE_PLANE : FREE_SHARE_PLANE + 2] = cells[:, :2] * 10_000
     mask = np.ones((nodes, slots), bool) if matching is None else np.array(matching)
     return Rows(cells, np.zeros((nodes, HOST_COLUMNS), np.int64), mask, 1)
 

@@ -27,6 +27,7 @@ class Routes:
         return {
             "tensorfusion/alerts": self._alerts,
             "tensorfusion/plugins": self._plugins,
+            "tensorfusion/backend": self._backend,
             "tensorfusion/usage": self._usage,
             "tensorfusion/ledger": self._ledger,
             "tensorfusion/counters": self._counters,
@@ -83,6 +84,18 @@ class Routes:
 
     def _plugins(self, _request: Request) -> Response:
         return json_response({"plugins": plugin_rows(self._plane.host.records())})
+
+    def _backend(self, _request: Request) -> Response:
+        """The backend in use, its nodes, and what holds workers to their limits, by isolation."""
+        hypervisor = self._plane.hypervisor
+        isolation = hypervisor.backend.capabilities().isolation
+        return json_response(
+            {
+                "name": hypervisor.backend.name,
+                "nodes": len(hypervisor.sessions),
+                "isolation": {mode: enforced.value for mode, enforced in isolation.items()},
+            }
+        )
 
     def _usage(self, _request: Request) -> Response:
         workers: list[dict[str, Any]] = []

@@ -1,8 +1,5 @@
 """``demo``: the main job on a simulated pool, seen live."""
 
-import os
-import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -14,7 +11,8 @@ import click
 import msgspec
 
 from tensorfusion.api import registry
-from tensorfusion.cli.lifecycle import running, wait_ready
+from tensorfusion.cli.demo_plane import start, stop
+from tensorfusion.cli.demo_processes import show_processes
 from tensorfusion.cli.objects import apply_one, read_documents
 from tensorfusion.cli.observe import read_usage, worker_lines
 from tensorfusion.cli.options import connect
@@ -82,10 +80,11 @@ def examples_folder() -> Path:
     help="Folder of the manifests; examples/ of the checkout by default.",
 )
 def demo(keep: bool, data: Path | None, examples: Path | None) -> int:
-    """Show the product on a simulated pool: two nodes, eight GPUs, about 40 seconds.
+    """Show the product on a simulated pool: two nodes, eight GPUs, about a minute.
 
     Placement, a gang that starts together, a preemption, use against limits, a resize with its
     reason, an alert that fires and resolves, a pod that fits nowhere, why, and what would help.
+    Then, where the native part is built, two pods as real processes, held to their limits.
     Exits 1 when one of these was not seen.
 
     \b
@@ -105,7 +104,7 @@ def demo(keep: bool, data: Path | None, examples: Path | None) -> int:
                 click.echo(f"  {file.name}: {apply_one(store, name, doc, 'default')}")
         progress = watch(store)
         report(store, progress)
-        finished = progress.complete()
+        finished = progress.complete() and show_processes(manifests)
         if finished and keep:
             suggest(folder, kept=True)
         elif finished:
@@ -114,43 +113,6 @@ def demo(keep: bool, data: Path | None, examples: Path | None) -> int:
     finally:
         if not (keep and finished):
             stop(process, folder, remove=data is None)
-
-
-def start(folder: Path) -> "subprocess.Popen[bytes]":
-    """Start a control plane for the demo in the background."""
-    if running(folder):
-        raise ConfigError(f"data folder {folder} is in use by process {running(folder)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    environment = {
-        **os.environ,
-        "TENSORFUSION_BACKEND": "simulated",
-        "TENSORFUSION_ALERT_SECONDS": "1",
-        "TENSORFUSION_AUTOSCALE_SECONDS": "2",
-    }
-    command = [sys.executable, "-m", "tensorfusion", "up", "--data", str(folder)]
-    with (folder / "log").open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=environment,
-            start_new_session=True,
-        )
-    wait_ready(folder, process)
-    return process
-
-
-def stop(process: "subprocess.Popen[bytes]", folder: Path, *, remove: bool) -> None:
-    """Stop the control plane and remove its folder if it was temporary."""
-    process.terminate()
-    try:
-        process.wait(40)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(10)
-    if remove:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def watch(store: HttpStore) -> Progress:

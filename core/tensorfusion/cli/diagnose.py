@@ -13,6 +13,7 @@ from tensorfusion.cli.options import connect, data_option, output_option
 from tensorfusion.cli.printing import print_data, print_table
 from tensorfusion.errors import TensorFusionError
 from tensorfusion.host import PluginHost
+from tensorfusion.spi.backend import Enforcement
 
 
 @click.command()
@@ -99,7 +100,34 @@ def check_plugins() -> list[Check]:
         works, why = backend.available()
         modes = ", ".join(f"{k}: {v.value}" for k, v in backend.capabilities().isolation.items())
         found.append((f"backend {name}", "ok" if works else "note", modes if works else why))
-    return found
+    return [*found, *check_processes()]
+
+
+def check_processes() -> list[Check]:
+    """Check whether the simulator could run pods as processes, which needs the native part."""
+    host = PluginHost(settings={"simulated": {"fidelity": "driver"}})
+    host.load()
+    backend = host.backends().get("simulated")
+    if backend is None:
+        return []
+    works, why = backend.available()
+    detail = "the simulated driver and the limiter are built" if works else why
+    return [("fidelity driver", "ok" if works else "note", detail)]
+
+
+HELD_BY = {
+    Enforcement.NONE: "by nothing",
+    Enforcement.SIMULATED: "by the model of the card; load profiles stand in for pods",
+    Enforcement.COOPERATIVE: "by the limiter in each of their processes",
+    Enforcement.DRIVER: "by the vendor's driver",
+}
+
+
+def check_backend(backend: dict[str, Any]) -> Check:
+    """Say which backend a control plane uses, and what holds its workers to their limits."""
+    enforced = Enforcement(backend["isolation"].get("soft", Enforcement.NONE))
+    held = f"soft workers are held {HELD_BY[enforced]}"
+    return ("backend in use", "ok", f"{backend['name']}, {backend['nodes']} node(s); {held}")
 
 
 def check_control_plane(data: Path) -> list[Check]:
@@ -120,6 +148,7 @@ def check_control_plane(data: Path) -> list[Check]:
         store = connect(data)
         found.append(("server", "ok", store.transport.server))
         store.text("/readyz")
+        found.append(check_backend(msgspec.json.decode(store.text("/tensorfusion/backend"))))
         ledger = msgspec.json.decode(store.text("/tensorfusion/ledger"))
     except TensorFusionError as error:
         return [*found, ("server", "note", str(error))]

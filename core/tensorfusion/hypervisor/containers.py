@@ -56,18 +56,14 @@ class Attempt:
 
 
 class Container:
-    """One container's folder and its processes.
-
-    Args:
-        identity: Unique on this machine, such as the pod's uid and the container's name.
+    """One container's folder and its processes, which are known by that folder.
 
     Concurrency: one thread starts and stops; reading is free.
     """
 
-    def __init__(self, folder: Path, identity: str, clock: Clock) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, clock: Clock) -> None:
+        self._folder = folder.resolve()
         self._clock = clock
-        self._identity = identity
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     def last(self) -> Attempt | None:
@@ -125,6 +121,18 @@ class Container:
         except (ProcessLookupError, PermissionError):
             return
 
+    def kill_leftovers(self) -> bool:
+        """Kill what attempts that ended have left; True while something was there to be killed.
+
+        A leader tells the exit code a moment before it ends the rest, and what made a session of
+        its own it does not reach at all.
+        """
+        found = _marked(f"{self._folder}/")
+        for pid in found:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        return bool(found)
+
     def trim(self, number: int) -> None:
         """Keep the newer half of a log that has grown too long; programs append to it meanwhile.
 
@@ -146,11 +154,11 @@ class Container:
         return self._file(number, "log")
 
     def remove(self) -> None:
-        """Remove every file; the processes must have been told to end."""
+        """Remove every file; the processes must have ended, with what they left."""
         for child in self._children.values():
-            # Its exit code may be there a moment before it is gone itself.
             with suppress(subprocess.TimeoutExpired):
                 child.wait(BIRTH_SECONDS)
+        self._children.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _alive(self, number: int, started: float) -> bool:
@@ -180,7 +188,7 @@ class Container:
             return 0
 
     def _mark(self, number: int) -> str:
-        return f"{self._identity}/{number}"
+        return f"{self._folder}/{number}"
 
     def _file(self, number: int, kind: str) -> Path:
         return self._folder / f"{number}.{kind}"
@@ -193,7 +201,13 @@ def _mark_of(pid: int) -> str:
     except OSError:
         return ""
     prefix = f"{MARK}=".encode()
-    return next((e[len(prefix) :].decode() for e in entries if e.startswith(prefix)), "")
+    return next((os.fsdecode(e[len(prefix) :]) for e in entries if e.startswith(prefix)), "")
+
+
+def _marked(prefix: str) -> list[int]:
+    """Processes of this machine whose mark begins so."""
+    pids = (int(path.name) for path in PROC.iterdir() if path.name.isdigit())
+    return [pid for pid in pids if _mark_of(pid).startswith(prefix)]
 
 
 def _modified(path: Path) -> float:

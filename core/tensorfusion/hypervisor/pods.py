@@ -130,12 +130,13 @@ class PodRunner:
             ) from error
 
     def stop(self, node: str, uid: str, kill_at: float) -> bool:
-        """Ask a pod's processes to end, kill them when it is time; True once they are gone.
+        """Ask a pod's processes to end, kill them when it is time; True once all are gone.
 
         Args:
             kill_at: Seconds since the epoch.
         """
-        left = [c for c in self._all(node, uid) if _runs(c)]
+        containers = self._all(node, uid)
+        left = [c for c in containers if _runs(c)]
         if self._clock.now() >= kill_at:
             for container in left:
                 container.send(signal.SIGKILL)
@@ -143,7 +144,8 @@ class PodRunner:
             self._asked.add(uid)
             for container in left:
                 container.send(signal.SIGTERM)
-        return not left
+        # What is left may still write into the pod's folder.
+        return not left and not any(c.kill_leftovers() for c in containers)
 
     def remove(self, node: str, uid: str) -> None:
         """Remove a pod's files; its processes must have ended."""
@@ -198,7 +200,7 @@ class PodRunner:
         return self._containers[key]
 
     def _reading(self, node: str, uid: str, name: str) -> Container:
-        return Container(self._path(node, uid) / "containers" / name, f"{uid}/{name}", self._clock)
+        return Container(self._path(node, uid) / "containers" / name, self._clock)
 
     def _all(self, node: str, uid: str) -> list[Container]:
         path = self._path(node, uid) / "containers"

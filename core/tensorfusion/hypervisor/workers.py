@@ -6,6 +6,7 @@ they run as processes of this machine; otherwise none is started.
 """
 
 import logging
+import threading
 from collections.abc import Mapping
 
 from tensorfusion import names
@@ -37,6 +38,8 @@ WATCH_SECONDS = 1.0
 """How often processes are looked at."""
 STOP_SECONDS = 0.2
 """How often processes are looked at that were asked to end."""
+KILL_SECONDS, KILL_POLL_SECONDS = 5.0, 0.05
+"""How long, and how often, it is looked whether processes are gone that were killed."""
 
 
 class WorkerController:
@@ -109,8 +112,17 @@ class WorkerController:
                 if uid in keys:
                     self._started[keys[uid]] = (node, uid)
                 else:
-                    self._runner.stop(node, uid, kill_at=0)
-                    self._runner.remove(node, uid)
+                    self._remove_orphan(self._runner, node, uid)
+
+    def _remove_orphan(self, runner: PodRunner, node: str, uid: str) -> None:
+        deadline, never = self._clock.monotonic() + KILL_SECONDS, threading.Event()
+        while not runner.stop(node, uid, kill_at=0):
+            if self._clock.monotonic() > deadline:
+                extra = {"node": node, "pod": uid}
+                log.warning("processes of an earlier run do not end", extra=extra)
+                return
+            self._clock.wait(never, KILL_POLL_SECONDS)
+        runner.remove(node, uid)
 
     def reconcile(self, key: str) -> Result:
         """Bring one pod's worker in line with the pod."""

@@ -4,14 +4,13 @@ Three levels, each catching up on changed nodes only, which the fleet's journals
 
 - `Suitability`: which cards and nodes a kind of request may use at all. Changes with hardware,
   labels and taints, not with load.
-- `Tables`: per node the score and its room, the largest headroom of each quantity and what is free
-  of CPU and memory. Requests of every kind
-  share one table as long as their constraints take or leave whole nodes, which is the rule since
-  the cards of a node are usually alike; otherwise a kind has its own. A policy that reads the
-  demand has no scores here, only room.
+- `Tables`: per node the score, and which of its cards are open to an isolation mode. Requests of
+  every kind share one table as long as their constraints take or leave whole nodes, which is the
+  rule since the cards of a node are usually alike; otherwise a kind has its own. A policy that
+  reads the demand has no scores here.
 - `ShapeKeys`: one number per node for one shape, its score where the shape may fit and
-  `NOT_FITTING` elsewhere. The largest headrooms sort out most nodes; whether the cards of the
-  rest really fit is looked at when a node is about to win, or for all at once by `prune`.
+  `NOT_FITTING` elsewhere. The fleet's rough columns sort out nearly all nodes that do not fit;
+  the rest is looked at when a node is about to win, or for all at once by `prune`.
 """
 
 from collections.abc import Callable, Hashable
@@ -28,9 +27,9 @@ from tensorfusion.model.fleet import (
     LIMIT_PERCENT,
     LIMIT_VRAM,
     PERCENT,
-    QUANTITIES,
     VRAM,
     Fleet,
+    rough_amount,
 )
 from tensorfusion.model.journal import Journal
 from tensorfusion.model.rows import GATE_PLANE, Bools, Ints, Rows, Scorer, Scores, Slots
@@ -42,11 +41,7 @@ SCORE_SCALE: Final = 1 << 16
 adds floating-point numbers cannot decide a tie."""
 
 _CACHED_MASKS: Final = 1024
-_CLOSED: Final = np.int64(-1)
-_NO_ROOM: Final = (-1,) * QUANTITIES
-_ROOM_COLUMNS: Final = QUANTITIES + 2
-"""Eight, so that comparing a node's room gives eight bytes, which are looked at as one number."""
-_ALL_EIGHT: Final = np.uint64(0x0101010101010101)
+_LANES: Final = 8
 _FEW_NODES: Final = 4
 """Up to so many changes, plain Python is faster than a call of numpy per step."""
 _MANY_UNSCORED: Final = 32
@@ -187,12 +182,12 @@ class Suitability:
 
 
 class Tables:
-    """Scores and headrooms per node.
+    """Scores per node, and which cards are open.
 
     Attributes:
         node_scores: Score per node slot, in units of 1/`SCORE_SCALE`; see `score_unscored`.
-        room: Per node slot the largest headroom of each quantity among the cards that are open to
-            the isolation mode, -1 when there are none; then free CPU and memory; (rows, 8).
+        open: Cards that count and that the isolation mode may join; (rows, lanes), as wide as
+            `Fleet.rough`.
     """
 
     def __init__(
@@ -202,7 +197,7 @@ class Tables:
 
         Args:
             fleet: The columns.
-            policy: Gives the scores; None for headrooms only.
+            policy: Gives the scores; None for open cards only.
             shape: A request of the kind.
             suitability: Restricts the cards that count; None counts all.
         """
@@ -212,9 +207,10 @@ class Tables:
         self._suitability = suitability
         self._bit = fleet.gate_asked(shape)
         self.node_scores: Ints = np.zeros(fleet.rows, dtype=np.int64)
-        self.room: Ints = np.full((fleet.rows, _ROOM_COLUMNS), -1, dtype=np.int64)
+        self.open: Bools = np.zeros(fleet.rough.shape[1:], dtype=np.bool_)
+        self._gates: dict[int, list[int]] = {}
+        """Gates of nodes as `open` has them; most changes of load leave them as they are."""
         self._unscored: set[int] = set()
-        self._flat_room = self.room.reshape(-1).data
         self._cursor = -1
 
     def catch_up(self) -> None:
@@ -228,15 +224,17 @@ class Tables:
         if not isinstance(where, slice) and len(where) <= _FEW_NODES:
             slots = set(where.tolist())
             for slot in slots:
-                self._write_room(slot)
+                self._write_open(slot)
             if self._policy is not None:
                 self._unscored |= slots
             return
-        rows = self.rows(where)
-        largest = np.where(rows.open[:, None], rows.headroom, _CLOSED).max(axis=2)
-        self.room[where, :QUANTITIES] = largest
-        self.room[where, QUANTITIES:] = fleet.host[where, :2]
-        self._score(where, rows)
+        is_open = (fleet.gate[where] & self._bit) != 0
+        if self._suitability is not None:
+            is_open &= self._suitability.cards[where]
+        self.open[where, : fleet.width] = is_open
+        self._gates.clear()
+        if self._policy is not None:
+            self._score(where, self.rows(where))
 
     def score_unscored(self, keys: Ints) -> None:
         """Bring scores up to date if one of those that are not matters to a shape.
@@ -261,26 +259,18 @@ class Tables:
             scores = policy.score_nodes(self._shape, rows, self._fleet.statistics)
             self.node_scores[where] = scaled(scores)
 
-    def _write_room(self, slot: int) -> None:
-        fleet = self._fleet
+    def _write_open(self, slot: int) -> None:
         bit = self._bit
-        gates = fleet.gates[slot]
-        cards = [card for card, gate in zip(fleet.cards[slot], gates, strict=True) if gate & bit]
+        gates = self._fleet.gates[slot]
+        if self._suitability is None:
+            if self._gates.get(slot) == gates:
+                return
+            self._gates[slot] = gates.copy()
+        row = [gate & bit != 0 for gate in gates]
         if self._suitability is not None:
             allowed = self._suitability.cards[slot].tolist()
-            cards = [
-                card
-                for card, gate, may in zip(fleet.cards[slot], gates, allowed, strict=False)
-                if may and gate & bit
-            ]
-        largest = map(max, *cards) if len(cards) > 1 else cards[0] if cards else _NO_ROOM
-        # One by one through a memoryview is faster than assigning to so short a row of an array.
-        room = self._flat_room
-        start = slot * _ROOM_COLUMNS
-        for cell, value in zip(range(start, start + QUANTITIES), largest, strict=False):
-            room[cell] = value
-        room[start + QUANTITIES] = fleet.host.item(slot, 0)
-        room[start + QUANTITIES + 1] = fleet.host.item(slot, 1)
+            row = [card and may for card, may in zip(row, allowed, strict=False)]
+        self.open[slot, : len(row)] = row
 
     def rows(self, where: slice | Slots) -> Rows:
         """Return nodes as a policy sees them."""
@@ -326,12 +316,9 @@ class ShapeKeys:
         self.shape = shape
         self.suitability = suitability
         self.needs = needs_of(shape) if shape.gpu_count else []
-        self._floor: Ints = np.full(_ROOM_COLUMNS, NOT_FITTING, dtype=np.int64)
-        for quantity, amount in self.needs:
-            self._floor[quantity] = amount
-        for column, amount in enumerate((shape.cpu_milli, shape.memory_bytes), QUANTITIES):
-            if amount:
-                self._floor[column] = amount
+        self._rough_needs = [(q, rough_amount(q, amount)) for q, amount in self.needs]
+        host = enumerate((shape.cpu_milli, shape.memory_bytes))
+        self._host_needs = [(column, amount) for column, amount in host if amount]
         self._policy = policy
         self._exact = False
         self.keys: Ints = np.full(fleet.rows, NOT_FITTING, dtype=np.int64)
@@ -403,22 +390,45 @@ class ShapeKeys:
                 self.keys[slot] += worth * SCORE_SCALE
 
     def _maybe(self, where: slice | Slots, tables: Tables) -> Bools:
-        """Tell which of some nodes have room, judged by the largest headroom of each quantity."""
+        """Tell which of some nodes have room, judged by the rough columns."""
+        suitability = self.suitability
         if isinstance(where, slice):
-            suited = self.suitability.nodes[where]
-            room = tables.room[where]
+            enough: Bools = suitability.nodes[where].copy()
         else:
-            suited = self.suitability.nodes.take(where)
-            room = tables.room.take(where, axis=0)
-        enough: Bools = (room >= self._floor).view(np.uint64)[:, 0] == _ALL_EIGHT
-        enough &= suited
+            enough = suitability.nodes.take(where)
+        host = self._fleet.host
+        for column, amount in self._host_needs:
+            enough &= host[where, column] >= amount
+        if self.needs:
+            enough &= self._have_cards(where, tables)
         return enough
+
+    def _have_cards(self, where: slice | Slots, tables: Tables) -> Bools:
+        """Tell which of some nodes have enough cards with room."""
+        rough = self._fleet.rough
+        if isinstance(where, slice):
+            cards: Bools = tables.open[where].copy()
+            for quantity, amount in self._rough_needs:
+                cards &= rough[quantity, where] >= amount
+        else:
+            cards = tables.open.take(where, axis=0)
+            for quantity, amount in self._rough_needs:
+                cards &= rough[quantity].take(where, axis=0) >= amount
+        count = self.shape.gpu_count
+        if count > 1:
+            several: Bools = cards.sum(axis=1) >= count
+            return several
+        if cards.shape[1] == _LANES:
+            some: Bools = cards.view(np.uint64)[:, 0] != 0
+            return some
+        wide: Bools = np.asarray(cards.any(axis=1))
+        return wide
 
     def prune(self) -> None:
         """Look at the cards of every node that may fit and drop those that do not.
 
-        From now on that is done for every node that changes: for this shape the largest
-        headrooms tell too little.
+        From now on that is done for every node that changes: for this shape the rough columns
+        tell too little, as when it asks for parts of a MiB.
         """
         if not self.shape.gpu_count:
             return
@@ -453,13 +463,16 @@ class ShapeKeys:
         fleet = self._fleet
         if not self.needs:
             return []
-        allowed = self.suitability.cards[slot].tolist()
+        suitability = self.suitability
+        if suitability.regular and not suitability.nodes.item(slot):
+            return []
+        allowed = None if suitability.regular else suitability.cards[slot].tolist()
         gates = fleet.gates[slot]
         needs = self.needs
         bit = self._bit
         found = []
         for position, card in enumerate(fleet.cards[slot]):
-            if not allowed[position] or not gates[position] & bit:
+            if not gates[position] & bit or (allowed is not None and not allowed[position]):
                 continue
             for quantity, amount in needs:
                 if card[quantity] < amount:

@@ -22,6 +22,7 @@ from tensorfusion.model.partitions import PartitionBits
 from tensorfusion.model.rows import (
     CAPACITY_PLANE,
     FREE_GPU_COLUMN,
+    FREE_SHARE_PLANE,
     GATE_PLANE,
     HOST_COLUMNS,
     MILLI_PLANE,
@@ -39,6 +40,14 @@ GFLOPS, VRAM, LIMIT_GFLOPS, LIMIT_VRAM, PERCENT, LIMIT_PERCENT = range(6)
 """Quantities of `Fleet.headroom`, in order. Percent is compute as milli-percent of the card."""
 
 QUANTITIES: Final = MILLI_PLANE
+
+MIB_SHIFT: Final = 20
+"""Memory is looked at in whole MiB where a rough answer will do."""
+MILLIONTHS: Final = 1_000_000
+_PER_MILLI: Final = MILLIONTHS // MILLI_CARD
+_MOST_ROUGH: Final = (1 << 31) - 1
+_LANES: Final = 8
+"""Device slots of the rough columns come in eights, so that eight answers are one number."""
 
 IDLE_BIT: Final = 1
 """Gate bit of a card that nobody uses: a whole-card request may take it."""
@@ -75,10 +84,11 @@ def gate_of(usage: DeviceUsage, node_full: bool, partitions: int = 0) -> int:
 
 
 def headroom_of(usage: DeviceUsage, device: Device) -> tuple[int, ...]:
-    """Return what is left of a card, one figure per quantity, then in thousandths of the card.
+    """Return what is left of a card: one figure per quantity, then as shares of the card.
 
-    The last one is the smaller of what compute and memory leave, rounded down; a dimension that
-    the card does not have does not limit it.
+    Of the shares the first is in thousandths, the smaller of what compute and memory leave,
+    rounded down; a dimension that the card does not have does not limit it. The others are what
+    compute and memory leave, each by itself, in millionths, rounded down, 0 without the dimension.
 
     The percentages are the largest that still fit: a share of p on a card of c GFLOP/s is
     ``p * c // 100000``, and that is at most ``free`` exactly while
@@ -88,9 +98,11 @@ def headroom_of(usage: DeviceUsage, device: Device) -> tuple[int, ...]:
     gflops = capacity - usage.used_gflops
     limit = device.limit_gflops - usage.limit_gflops
     vram = device.capacity_vram_bytes - usage.used_vram_bytes
-    milli = gflops * MILLI_CARD // capacity if capacity else MILLI_CARD
+    compute_share = gflops * MILLIONTHS // (capacity or 1)
+    vram_share = vram * MILLIONTHS // (device.capacity_vram_bytes or 1)
+    milli = compute_share // _PER_MILLI if capacity else MILLI_CARD
     if device.capacity_vram_bytes:
-        milli = min(milli, vram * MILLI_CARD // device.capacity_vram_bytes)
+        milli = min(milli, vram_share // _PER_MILLI)
     return (
         gflops,
         vram,
@@ -99,7 +111,16 @@ def headroom_of(usage: DeviceUsage, device: Device) -> tuple[int, ...]:
         ((gflops + 1) * FULL_CARD_MILLI_PERCENT - 1) // (capacity or 1),
         ((limit + 1) * FULL_CARD_MILLI_PERCENT - 1) // (capacity or 1),
         max(milli, 0),
+        compute_share,
+        vram_share,
     )
+
+
+def rough_amount(quantity: int, amount: int) -> int:
+    """Return an amount as the rough columns have it: never more than it is, at most 2^31 - 1."""
+    if quantity in (VRAM, LIMIT_VRAM):
+        amount >>= MIB_SHIFT
+    return min(max(amount, -1), _MOST_ROUGH)
 
 
 class Fleet:
@@ -110,6 +131,8 @@ class Fleet:
             (nodes, planes, slots). The planes are named in `tensorfusion.model.rows`.
         host: Free CPU and memory, then allocations per kind; (nodes, columns).
         headroom: What is left of each card; (quantities, nodes, slots).
+        rough: The same in 32 bits and whole MiB, -1 where there is no card, slots in eights;
+            what fits a card fits these columns, too, and they are compared four times as fast.
         kinds: Distinct cards by profile and capacity, which `cells` refers to.
         gate: Who may join each card, bits; (nodes, slots).
         profile_codes: Position in `profiles`, -1 in empty slots; (nodes, slots).
@@ -128,8 +151,9 @@ class Fleet:
     """
 
     def __init__(self) -> None:
-        self._set_cells(_empty_cells(0, 1))
-        self.host: Ints = np.zeros((0, HOST_COLUMNS), dtype=np.int64)
+        self._set_arrays(
+            _empty_cells(0, 1), _empty_rough(0, 1), np.zeros((0, HOST_COLUMNS), dtype=np.int64)
+        )
         self.profile_codes: NDArray[np.int32] = np.full((0, 1), -1, dtype=np.int32)
         self.present: Bools = np.zeros((0, 1), dtype=np.bool_)
         self.full: Bools = np.zeros(0, dtype=np.bool_)
@@ -358,7 +382,7 @@ class Fleet:
             block, place = position
             card = headroom_of(usage, device)
             self.cards[block][place] = card
-            self.cells[block, :CAPACITY_PLANE, place] = card
+            self._write_load(block, place, card)
             gate = self.gate_of(usage, node_full=self._full[block])
             if self.gates[block][place] != gate:
                 self.gates[block][place] = gate
@@ -367,6 +391,27 @@ class Fleet:
         if slot is not None:
             self._set_usage(slot, node_usage)
             self.journal.append(slot)
+
+    def _write_load(self, slot: int, position: int, card: tuple[int, ...]) -> None:
+        """Write what is left of a card; by items of flat views, which is faster than by rows."""
+        cells, rough = self._flat_cells, self._flat_rough
+        width = self.width
+        at = slot * PLANES * width + position
+        for value in card:
+            cells[at] = value
+            at += width
+        at, step = slot * self._lanes + position, self.rows * self._lanes
+        gflops, vram, limit, limit_vram, percent, limit_percent, *_ = card
+        for value in (
+            gflops,
+            vram >> MIB_SHIFT,
+            limit,
+            limit_vram >> MIB_SHIFT,
+            percent,
+            limit_percent,
+        ):
+            rough[at] = value if -1 <= value <= _MOST_ROUGH else min(max(value, -1), _MOST_ROUGH)
+            at += step
 
     def _name(self, slot: int) -> str:
         node = self.nodes[slot]
@@ -399,7 +444,10 @@ class Fleet:
             return
         cpu = node.cpu_milli - usage.cpu_milli if node.cpu_milli else UNTRACKED
         memory = node.memory_bytes - usage.memory_bytes if node.memory_bytes else UNTRACKED
-        self.host[slot] = (cpu, memory, *self._sums(slot, cpu), *usage.kinds)
+        host, at = self._flat_host, slot * HOST_COLUMNS
+        for value in (cpu, memory, *self._sums(slot, cpu), *usage.kinds):
+            host[at] = value
+            at += 1
         full = usage.workers >= node.max_workers
         if full != self._full[slot]:
             self._full[slot] = full
@@ -418,6 +466,7 @@ class Fleet:
 
     def _write_block(self, slot: int) -> None:
         self.cells[slot] = _empty_cells(1, self.width)[0]
+        self.rough[:, slot] = -1
         self.profile_codes[slot] = -1
         self.present[slot] = False
         self.indices[slot] = -1
@@ -452,6 +501,7 @@ class Fleet:
             gate,
             kind,
         )
+        self._write_load(slot, position, card)
         self.profile_codes[slot, position] = code
         self.present[slot, position] = True
         self.indices[slot, position] = device.index
@@ -488,16 +538,26 @@ class Fleet:
         host = self.host[slot]
         host[FREE_GPU_COLUMN:TASKS_COLUMN] = self._sums(slot, int(host[0]))
 
-    def _sums(self, slot: int, cpu: int) -> tuple[int, int, int, int]:
-        """Return free thousandths, idle cards, what is usable to the typical, and the kind."""
-        free = [card[MILLI_PLANE] for card in self.cards[slot] if card]
+    def _sums(self, slot: int, cpu: int) -> tuple[int, ...]:
+        """Return free thousandths, idle cards, what is usable to the typical, the kind, shares."""
+        free: list[int] = []
+        compute = vram = 0
+        for card in self.cards[slot]:
+            if card:
+                free.append(card[MILLI_PLANE])
+                compute += card[FREE_SHARE_PLANE]
+                vram += card[FREE_SHARE_PLANE + 1]
         kind = self._first_kinds[slot]
         tasks = self._typical_tasks
         usable = tasks.usable_by(kind, cpu, free) if tasks is not None else 0
-        return sum(free), free.count(MILLI_CARD), usable, kind
+        return sum(free), free.count(MILLI_CARD), usable, kind, compute, vram, len(free)
 
-    def _set_cells(self, cells: Ints) -> None:
-        self.cells = cells
+    def _set_arrays(self, cells: Ints, rough: NDArray[np.int32], host: Ints) -> None:
+        self.cells, self.rough, self.host = cells, rough, host
+        self._flat_cells = cells.reshape(-1).data
+        self._flat_rough = rough.reshape(-1).data
+        self._flat_host = host.reshape(-1).data
+        self._lanes = rough.shape[2]
         self._headroom = cells[:, :QUANTITIES].transpose(1, 0, 2)
         self._capacity = cells[:, CAPACITY_PLANE : CAPACITY_PLANE + 2].transpose(1, 0, 2)
         self.gate = cells[:, GATE_PLANE]
@@ -510,14 +570,15 @@ class Fleet:
         present = np.zeros((rows, width), dtype=np.bool_)
         full = np.zeros(rows, dtype=np.bool_)
         indices = np.full((rows, width), -1, dtype=np.int32)
+        rough = _empty_rough(rows, width)
         cells[:old_rows, :, :old_width] = self.cells
+        rough[:, :old_rows, : self.rough.shape[2]] = self.rough
         host[:old_rows] = self.host
         codes[:old_rows, :old_width] = self.profile_codes
         present[:old_rows, :old_width] = self.present
         full[:old_rows] = self.full
         indices[:old_rows, :old_width] = self.indices
-        self._set_cells(cells)
-        self.host = host
+        self._set_arrays(cells, rough, host)
         self.profile_codes, self.indices = codes, indices
         self.present, self.full = present, full
         self.layout += 1
@@ -529,6 +590,11 @@ def _empty_cells(rows: int, width: int) -> Ints:
     cells[:, CAPACITY_PLANE : CAPACITY_PLANE + 2] = 1
     cells[:, GATE_PLANE] = 0
     return cells
+
+
+def _empty_rough(rows: int, width: int) -> NDArray[np.int32]:
+    lanes = -(-width // _LANES) * _LANES
+    return np.full((QUANTITIES, rows, lanes), -1, dtype=np.int32)
 
 
 def _block_order(usage: DeviceUsage) -> tuple[int, str]:

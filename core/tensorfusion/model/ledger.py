@@ -545,7 +545,7 @@ class Ledger:
         if node_usage is None:
             node_usage = self._nodes[node] = NodeUsage()
         node_usage.apply(allocation, sign)
-        if not any(node_usage.totals()):
+        if sign < 0 and not any(node_usage.totals()):
             del self._nodes[node]
         self.quotas.add(allocation.namespace, allocation.usage, sign)
         self.peers.apply(allocation, sign)

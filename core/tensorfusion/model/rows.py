@@ -19,18 +19,23 @@ Scores = NDArray[np.float64] | NDArray[np.int64]
 
 MILLI_PLANE: Final = 6
 """Plane of the free thousandths; before it lies one plane per quantity of headroom."""
-CAPACITY_PLANE: Final = 7
+FREE_SHARE_PLANE: Final = 7
+"""First of two planes: free compute and free memory, millionths of the card."""
+CAPACITY_PLANE: Final = 9
 """First of two planes: compute and memory of the card."""
-GATE_PLANE: Final = 9
-KIND_PLANE: Final = 10
-PLANES: Final = 11
+GATE_PLANE: Final = 11
+KIND_PLANE: Final = 12
+PLANES: Final = 13
 
 FREE_GPU_COLUMN: Final = 2
 """Free thousandths of all cards; before it lie free CPU and free memory."""
 IDLE_COLUMN: Final = 3
 USABLE_COLUMN: Final = 4
 NODE_KIND_COLUMN: Final = 5
-TASKS_COLUMN: Final = 6
+FREE_SHARE_COLUMN: Final = 6
+"""First of two columns: sums of the planes of that name over the node's cards."""
+CARDS_COLUMN: Final = 8
+TASKS_COLUMN: Final = 9
 HOST_COLUMNS: Final = TASKS_COLUMN + TASK_KINDS
 
 UNTRACKED: Final = 1 << 60
@@ -198,6 +203,21 @@ class Rows:
     def idle_cards(self) -> Ints:
         """Cards of the node with everything free."""
         return self._host[:, IDLE_COLUMN]
+
+    @property
+    def free_shares(self) -> Ints:
+        """Free compute and free memory, millionths of the card, (nodes, 2, slots)."""
+        return self._cells[:, FREE_SHARE_PLANE : FREE_SHARE_PLANE + 2]
+
+    @property
+    def free_share_sums(self) -> tuple[Ints, Ints, Ints]:
+        """Sums of `free_shares` over a node's matching devices, and how many those are."""
+        if self._matching is None:
+            host = self._host
+            at = FREE_SHARE_COLUMN
+            return host[:, at], host[:, at + 1], host[:, CARDS_COLUMN]
+        sums = (self.free_shares * self._matching[:, None]).sum(axis=2)
+        return sums[:, 0], sums[:, 1], self._matching.sum(axis=1)
 
     @property
     def usable(self) -> Ints:

@@ -1,8 +1,9 @@
-"""What a pod wants of others: distance, nearness, and numbers of its own."""
+"""What a pod wants besides GPUs: distance, nearness, numbers of its own, CPU and memory."""
 
 from collections.abc import Iterable, Mapping
 
 from tensorfusion import names
+from tensorfusion.api.core.container import ResourceRequirements
 from tensorfusion.api.core.pod import Pod
 from tensorfusion.api.core.scheduling import (
     PodAffinity,
@@ -20,6 +21,7 @@ from tensorfusion.model.neighbours import (
     PeerTerm,
     SpreadRule,
 )
+from tensorfusion.units import parse_bytes, parse_cpu
 
 _NOBODY = PeerSelector(())
 """What a rule without a selector means in Kubernetes."""
@@ -45,6 +47,48 @@ def claims_of(pod: Pod) -> tuple[Claim, ...]:
     if annotations.get(names.INDEX, "").isdigit():
         found.add(Claim(INDEX, int(annotations[names.INDEX])))
     return tuple(sorted(found))
+
+
+def host_of(pod: Pod) -> tuple[int, int]:
+    """Return the CPU (thousandths of a core) and memory (bytes) that a pod requests of its node.
+
+    As Kubernetes counts: what runs together is added up, of what runs before only the largest
+    step counts, and the pod's overhead comes on top. A pod that shares a worker requests none in
+    its name, as with claims.
+    """
+    spec = pod.spec
+    if spec is None or names.WORKLOAD in pod.metadata.annotations:
+        return (0, 0)
+    together = [_requested(container.resources) for container in spec.containers]
+    before = (0, 0)
+    beside = (0, 0)
+    for container in spec.init_containers:
+        asked = _requested(container.resources)
+        if container.restart_policy == "Always":
+            beside = _sum([beside, asked])
+            together.append(asked)
+            asked = (0, 0)
+        step = _sum([beside, asked])
+        before = (max(before[0], step[0]), max(before[1], step[1]))
+    running = _sum(together)
+    overhead = _amounts(spec.overhead)
+    return (
+        max(running[0], before[0]) + overhead[0],
+        max(running[1], before[1]) + overhead[1],
+    )
+
+
+def _requested(resources: ResourceRequirements | None) -> tuple[int, int]:
+    return _amounts({**resources.limits, **resources.requests} if resources else {})
+
+
+def _amounts(quantities: Mapping[str, str | int | float]) -> tuple[int, int]:
+    return (parse_cpu(quantities.get("cpu", "0")), parse_bytes(quantities.get("memory", "0")))
+
+
+def _sum(amounts: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    cpu, memory = zip((0, 0), *amounts, strict=True)
+    return (sum(cpu), sum(memory))
 
 
 def labels_of(pod: Pod) -> tuple[tuple[str, str], ...]:

@@ -9,7 +9,7 @@ from tensorfusion.api.registry import QUOTAS
 from tensorfusion.api.resource import JsonObject
 from tensorfusion.clock import Clock, format_timestamp
 from tensorfusion.errors import ApiError
-from tensorfusion.model.quota import Quota, Usage
+from tensorfusion.model.quota import Quota, Usage, available_percent
 from tensorfusion.runtime.conditions import Condition, condition, merge
 from tensorfusion.runtime.events import EventRecorder
 from tensorfusion.runtime.instruments import Instruments, Row
@@ -101,12 +101,12 @@ class QuotaStatusWriter:
 
 def quota_status(quota: Quota, usage: Usage) -> JsonObject:
     """Print usage and what is left of each bound, in percent."""
-    left = {
-        "requests.tflops": _left(usage.request_gflops, quota.total_requests.gflops),
-        "requests.vram": _left(usage.request_vram_bytes, quota.total_requests.vram_bytes),
-        "limits.tflops": _left(usage.limit_gflops, quota.total_limits.gflops),
-        "limits.vram": _left(usage.limit_vram_bytes, quota.total_limits.vram_bytes),
-        "workers": _left(usage.workers, quota.max_workers),
+    used = {
+        "requests.tflops": usage.request_gflops,
+        "requests.vram": usage.request_vram_bytes,
+        "limits.tflops": usage.limit_gflops,
+        "limits.vram": usage.limit_vram_bytes,
+        "workers": usage.workers,
     }
     return {
         "used": {
@@ -120,24 +120,34 @@ def quota_status(quota: Quota, usage: Usage) -> JsonObject:
             },
             "workers": usage.workers,
         },
-        "availablePercent": {key: f"{value:.2f}" for key, value in left.items()},
+        "availablePercent": {
+            key: available_percent(used[key], bound) for key, bound in _bounds(quota).items()
+        },
     }
 
 
 def alert_condition(quota: Quota, status: JsonObject) -> Condition:
-    """Say whether any bound is used beyond the quota's alert threshold."""
+    """Say whether any bound is used beyond the quota's alert threshold.
+
+    A bound of zero forbids and cannot run out, so it never alerts.
+    """
     floor = 100 - quota.alert_threshold_percent
-    short = [k for k, v in status["availablePercent"].items() if float(v) < floor]
+    left = status["availablePercent"]
+    short = [key for key, bound in _bounds(quota).items() if bound and float(left[key]) < floor]
     if short:
         message = f"less than {floor} % is left of {', '.join(short)}"
         return condition("Ready", False, "AlertThresholdReached", message)
     return condition("Ready", True, "CapacitySufficient", "every bound is below its threshold")
 
 
-def _left(used: int, bound: int | None) -> float:
-    if not bound:
-        return 100.0
-    return max(0.0, 100.0 * (bound - used) / bound)
+def _bounds(quota: Quota) -> dict[str, int | None]:
+    return {
+        "requests.tflops": quota.total_requests.gflops,
+        "requests.vram": quota.total_requests.vram_bytes,
+        "limits.tflops": quota.total_limits.gflops,
+        "limits.vram": quota.total_limits.vram_bytes,
+        "workers": quota.max_workers,
+    }
 
 
 def _show(rows: dict[str, list[Row]], quota: Quota, usage: Usage) -> None:

@@ -158,6 +158,7 @@ class Scheduler:
         if key == TICK:
             for waiting in self._waiting.due(self._placer.version()):
                 self.queue.add(waiting)
+            self._look_for_lost()
             return Result(requeue_seconds=RETRY_SECONDS)
         others = self._more()
         try:
@@ -166,6 +167,13 @@ class Scheduler:
             for other in others:
                 self.queue.done(other)
         return DONE
+
+    def _look_for_lost(self) -> None:
+        """Queue pods whose binding has not shown in time; no change of theirs would do it."""
+        now = self._clock.monotonic()
+        for key, since in list(self._bound.items()):
+            if now - since >= LOST_SECONDS and self._bound.pop(key, None) is not None:
+                self.queue.add(key)
 
     def _more(self) -> list[str]:
         found: list[str] = []

@@ -14,7 +14,7 @@ from tensorfusion.api.core.scheduling import NodeSelectorRequirement
 from tensorfusion.api.gpu import GPU, GPUStatus
 from tensorfusion.api.pool import GPUPool
 from tensorfusion.api.quota import GPUResourceQuota
-from tensorfusion.model.allocation import Allocation, Take
+from tensorfusion.model.allocation import Allocation, HostTake, Take
 from tensorfusion.model.claims import Claim
 from tensorfusion.model.demand import (
     Amount,
@@ -38,8 +38,15 @@ from tensorfusion.model.worker_annotations import (
     limit_of,
     request_of,
 )
-from tensorfusion.scheduling.pod_rules import claims_of, labels_of, neighbours_of
-from tensorfusion.units import human_bytes, human_tflops, parse_bytes, parse_gflops, parse_percent
+from tensorfusion.scheduling.pod_rules import claims_of, host_of, labels_of, neighbours_of
+from tensorfusion.units import (
+    human_bytes,
+    human_tflops,
+    parse_bytes,
+    parse_cpu,
+    parse_gflops,
+    parse_percent,
+)
 
 CAPABILITY_OF_MODE = {
     "soft": "SupportsSoftIsolation",
@@ -58,6 +65,7 @@ def demand_of(pod: Pod) -> Demand:
     annotations, labels = pod.metadata.annotations, pod.metadata.labels
     counts = container_counts_of(annotations)
     indices = annotations.get(names.GPU_INDICES, "")
+    cpu_milli, memory_bytes = host_of(pod)
     shape = Shape(
         pool=labels.get(names.GPU_POOL, "") or annotations.get(names.GPU_POOL, ""),
         request=request_of(annotations),
@@ -75,6 +83,8 @@ def demand_of(pod: Pod) -> Demand:
         containers=tuple(counts.items()),
         topology=_topology(annotations),
         neighbours=neighbours_of(pod),
+        cpu_milli=cpu_milli,
+        memory_bytes=memory_bytes,
     )
     return Demand(
         namespace=pod.metadata.namespace,
@@ -104,10 +114,12 @@ def _topology(annotations: Mapping[str, str]) -> TopologyWish | None:
 def allocation_of(pod: Pod, devices: Mapping[str, Device]) -> Allocation | None:
     """Rebuild what a bound pod holds from its own annotations; None when it holds nothing.
 
+    Ids on a pod without a node were not written by a binding and count for nothing.
+
     This is the second source of truth beside the decision log: both must give equal digests.
     """
     ids = gpu_ids_of(pod.metadata.annotations)
-    if not ids or pod_view.is_finished(pod):
+    if not ids or not pod_view.node_name(pod) or pod_view.is_finished(pod):
         return None
     demand = demand_of(pod)
     shape = demand.shape
@@ -130,6 +142,9 @@ def allocation_of(pod: Pod, devices: Mapping[str, Device]) -> Allocation | None:
         takes=tuple(takes),
         holders=(demand.uid,),
         containers=shape.deal(ids) if shape.containers else (),
+        host=HostTake(shape.cpu_milli, shape.memory_bytes)
+        if shape.cpu_milli or shape.memory_bytes
+        else msgspec.UNSET,
         identity=demand.identity,
         claims=_held_claims(pod, demand) or msgspec.UNSET,
     )
@@ -216,6 +231,7 @@ def node_of_gpu(gpu: GPU) -> str:
 def node_info_of(node: Node, pool: str) -> NodeInfo:
     """Read a Node."""
     capacity = node.status.capacity if node.status else {}
+    allocatable = (node.status.allocatable or capacity) if node.status else {}
     taints = node.spec.taints if node.spec else ()
     return NodeInfo(
         name=node.metadata.name,
@@ -226,6 +242,8 @@ def node_info_of(node: Node, pool: str) -> NodeInfo:
         and names.DEFRAG_SOURCE not in node.metadata.labels,
         host_memory_bytes=parse_bytes(capacity.get("memory", 0)),
         host_disk_bytes=parse_bytes(capacity.get("ephemeral-storage", 0)),
+        cpu_milli=parse_cpu(allocatable.get("cpu", 0)),
+        memory_bytes=parse_bytes(allocatable.get("memory", 0)),
     )
 
 

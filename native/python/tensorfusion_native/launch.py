@@ -110,21 +110,33 @@ def drop_ended(workers: Workers) -> None:
 
 
 def _run(command: Sequence[str], environment: dict[str, str]) -> int:
-    try:
-        process = subprocess.Popen(command, env=environment)
-    except OSError as error:
-        raise ConfigError(f"cannot start {command[0]!r}: {error.strerror}") from error
+    """Run a program; signals of ours go to it, those too that come before it has started."""
+    process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
 
     def forward(number: int, _frame: FrameType | None) -> None:
-        process.send_signal(number)
+        if process is None:
+            early.append(number)
+        else:
+            process.send_signal(number)
 
+    # A terminal sends its interrupt to both; from elsewhere only we get it. The program must not
+    # inherit that we ignore it, so it is a handler that does nothing.
+    from_terminal = sys.stdin is not None and sys.stdin.isatty()
     before = {number: signal.signal(number, forward) for number in FORWARDED}
-    # A terminal sends its interrupt to both; from elsewhere only we get it.
-    on_interrupt = signal.SIG_IGN if sys.stdin is not None and sys.stdin.isatty() else forward
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, on_interrupt)
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, _nothing if from_terminal else forward)
     try:
+        process = subprocess.Popen(command, env=environment)
+        for number in early:
+            process.send_signal(number)
         code = process.wait()
+    except OSError as error:
+        raise ConfigError(f"cannot start {command[0]!r}: {error.strerror}") from error
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
     return 128 - code if code < 0 else code
+
+
+def _nothing(_number: int, _frame: FrameType | None) -> None:
+    """Let a signal pass."""

@@ -6,15 +6,15 @@ scheduler configuration: memory 0.7, compute 0.3, since memory is what runs out 
 """
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
 from tensorfusion.model.demand import Shape
-from tensorfusion.model.rows import FleetStatistics, Floats, Rows
+from tensorfusion.model.rows import FleetStatistics, Floats, Ints, Rows
 
 VRAM_WEIGHT = 0.7
 COMPUTE_WEIGHT = 0.3
+_MILLIONTHS_PER_PERCENT = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,26 +43,21 @@ class LoadPolicy:
 
     def score_nodes(self, demand: Shape, rows: Rows, fleet: FleetStatistics) -> Floats:
         """Score nodes by the mean load of their matching cards, 0 to 100."""
-        matching = rows.matching
-        free = self._free_percent(rows)
-        free *= matching
-        mean: Floats = free.sum(axis=1) / np.maximum(matching.sum(axis=1), 1)
+        compute, vram, count = rows.free_share_sums
+        mean = self._free_percent(compute, vram) / np.maximum(count, 1)
         return 100.0 - mean if self.fill_nodes else mean
 
     def score_devices(self, demand: Shape, rows: Rows, fleet: FleetStatistics) -> Floats:
         """Score cards by their load, 0 to 100."""
-        free = self._free_percent(rows)
+        shares = rows.free_shares
+        free = self._free_percent(shares[:, 0], shares[:, 1])
         return 100.0 - free if self.fill_devices else free
 
-    def _free_percent(self, rows: Rows) -> Floats:
-        weights = _percent_weights(self.compute_weight, self.vram_weight)
-        free: Floats = weights @ (rows.free / rows.capacity)
+    def _free_percent(self, compute: Ints, vram: Ints) -> Floats:
+        total = (self.compute_weight + self.vram_weight) * _MILLIONTHS_PER_PERCENT
+        free: Floats = (compute * (self.compute_weight / total)).astype(np.float64, copy=False)
+        free += vram * (self.vram_weight / total)
         return free
-
-
-@cache
-def _percent_weights(compute: float, vram: float) -> Floats:
-    return np.array((compute, vram)) * (100.0 / (compute + vram))
 
 
 def compact_first() -> LoadPolicy:

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
-from tensorfusion.errors import BackendError
+from tensorfusion.errors import BackendError, ConfigError
 from tensorfusion.spi.backend import Capabilities, NodeBackend, NodeContext
 from tensorfusion_simulated.description import (
     CardGroup,
@@ -48,7 +48,12 @@ class SimulatedBackend:
         self._fidelity = settings.fidelity
 
     def available(self) -> tuple[bool, str]:
-        """Always: it needs nothing."""
+        """Always with the fidelity ``model``; ``driver`` needs the native part, built."""
+        if self._fidelity == "driver":
+            try:
+                driver_module().libraries()
+            except (BackendError, ConfigError) as error:
+                return False, str(error).removeprefix("simulated: ")
         return True, ""
 
     def capabilities(self) -> Capabilities:

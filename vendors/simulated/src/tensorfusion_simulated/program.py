@@ -112,7 +112,6 @@ class Player:
         self._gflops = gflops
         self._held: list[int] = []
         self._owed = 0.0
-        self._refused = False
         self.refusals = 0
 
     def step(self, seconds: float) -> None:
@@ -140,10 +139,8 @@ class Player:
             self._driver.free(self._held.pop())
         while len(self._held) < chunks:
             address = self._driver.allocate(CHUNK_BYTES)
-            # A refusal is one event, however long the wish lasts.
-            self.refusals += int(not address and not self._refused)
-            self._refused = not address
             if not address:
+                self.refusals += 1
                 return
             self._held.append(address)
 
