@@ -82,7 +82,7 @@ docs: $(VENV)/.dev ## Build the documentation; warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 # CMake and Ninja come from PyPI where the machine has none; a C compiler must be there.
-.PHONY: native native-if-possible wheel bench-verdict
+.PHONY: native native-if-possible wheel bench-verdict bench-laws
 CMAKE_TOOLS := PATH="$(CURDIR)/$(BIN):$$PATH"
 native: $(VENV)/.uv ## Build the limiter, the simulated driver and their programs into build/native-release
 	@command -v $${CC:-cc} >/dev/null || { echo "the native part is not built: it needs a C compiler, such as gcc or clang" >&2; exit 1; }
@@ -98,6 +98,10 @@ wheel: $(VENV)/.uv ## Build the wheel of the native part into dist/, for machine
 
 bench-verdict: native $(VENV)/.test ## What the limiter costs per call, beside the bare call, with a verdict per check
 	@$(BIN)/python tests/native/hook_cost.py $(NATIVE_BUILD)
+
+LAW_FLAGS ?= --plot docs/explanation/control-laws.svg
+bench-laws: native $(VENV)/.test ## Compare the limiter's control law with published ones on 500 random workloads (minutes)
+	@$(BIN)/python tests/bench/control_law.py $(LAW_FLAGS)
 
 bench: $(VENV)/.dev ## Run the benchmarks and print their ratios
 	$(BIN)/python tests/bench/placement.py

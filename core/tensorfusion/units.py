@@ -198,7 +198,12 @@ def parse_cpu(cores: str | int | float) -> int:
     Raises:
         QuantityError: The text is outside the grammar.
     """
-    return math.ceil(parse_quantity(cores) * 1000)
+    return _milli_of(cores) if type(cores) is str else math.ceil(parse_quantity(cores) * 1000)
+
+
+@lru_cache(_REMEMBERED)
+def _milli_of(text: str) -> int:
+    return math.ceil(parse_quantity(text) * 1000)
 
 
 def format_bytes(amount_bytes: int) -> str:

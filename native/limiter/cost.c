@@ -1,10 +1,10 @@
 /* What a launch costs in device time, learned from events around some launches.
  *
  * A sample is a pair of events around one launch. It stands for all launches of the same kind since the last sample,
- * so what they were charged too little or too much is made good when it is read. Two things bound it: the device time
- * of all launches together cannot exceed the time that passed between the ends of samples; and while other workers,
- * processes or streams use the device, a launch also waits for them between its events, so then the least of the last
- * samples counts instead of their mean. What overlaps is still charged as if it ran alone; the sampler trims that. */
+ * so what they were charged too little or too much is made good when it is read. Two things bound it: on a single
+ * stream, the device time of all launches together cannot exceed the time that passed between the ends of samples; and
+ * while other workers, processes or streams use the device, a launch also waits for them between its events, so then
+ * the least of the last samples counts instead of their mean. What overlaps is still charged as if it ran alone; the sampler trims that. */
 #include <string.h>
 
 #include "limiter.h"

@@ -247,6 +247,7 @@ def asks(cpu=None, memory=None, **more):
 HOSTS = [
     pytest.param([], [], {}, (0, 0), id="nothing"),
     pytest.param([asks("250m", "1Gi"), asks("1")], [], {}, (1250, GIB), id="containers-add-up"),
+    pytest.param([asks("100u")], [], {}, (1, 0), id="fractions-round-up"),
     pytest.param([asks("1", "1Gi")], [asks("2"), asks("1500m", "4Gi")], {}, (2000, 4 * GIB),
                  id="of-the-steps-before-only-the-largest-counts"),
     pytest.param([asks("1")], [asks("500m", restartPolicy="Always"), asks("3")], {}, (3500, 0),

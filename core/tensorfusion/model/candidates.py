@@ -398,7 +398,8 @@ class ShapeKeys:
             enough = suitability.nodes.take(where)
         host = self._fleet.host
         for column, amount in self._host_needs:
-            enough &= host[where, column] >= amount
+            left = host[:, column]
+            enough &= (left[where] if isinstance(where, slice) else left.take(where)) >= amount
         if self.needs:
             enough &= self._have_cards(where, tables)
         return enough

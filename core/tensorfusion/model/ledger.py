@@ -9,6 +9,7 @@ operation with the arguments swapped. All amounts are integers; undo is exact.
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -26,7 +27,13 @@ from tensorfusion.model.allocation import (
 )
 from tensorfusion.model.claims import ClaimBook
 from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT, Amount, Demand
-from tensorfusion.model.device import DYNAMIC, ISOLATION_MODES, Device, NodeInfo
+from tensorfusion.model.device import (
+    DYNAMIC,
+    ISOLATION_MODES,
+    Device,
+    DeviceProfile,
+    NodeInfo,
+)
 from tensorfusion.model.neighbours import PeerIndex
 from tensorfusion.model.quota import QuotaBook
 from tensorfusion.model.takes import (
@@ -135,9 +142,8 @@ class Ledger:
         usage = self._devices.get(device.uuid)
         if usage is None:
             usage = self._devices[device.uuid] = DeviceUsage(device.uuid)
-        profile = device.profile
         usage.device = device
-        usage.offered = frozenset(mode for mode in ISOLATION_MODES if profile.offers(mode))
+        usage.offered = _offered(device.profile)
         return usage
 
     def remove_device(self, uuid: str) -> None:
@@ -551,6 +557,12 @@ class Ledger:
         self.peers.apply(allocation, sign)
         self.claims.apply(allocation, sign)
         self.listener(node, node_usage, touched)
+
+
+@lru_cache(maxsize=1024)
+def _offered(profile: DeviceProfile) -> frozenset[str]:
+    """Modes that a card can ever offer; a fleet has few kinds of cards."""
+    return frozenset(mode for mode in ISOLATION_MODES if profile.offers(mode))
 
 
 def replayed(allocations: Iterable[Allocation]) -> Ledger:
