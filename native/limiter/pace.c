@@ -12,6 +12,7 @@
 #define WINDOW_NS 20000000ull      /* charged device time under way per process, so that a decision acts soon */
 #define WINDOW_WAIT_NS 250000000ull /* then the launch goes out all the same: kernels may wait for each other */
 #define UNKNOWN_WAIT_NS 100000000ull
+#define PATIENCE_NS 2000000ull     /* by the next turn the first launch of the one before should have ended */
 #define LOOK_AGAIN_NS 50000000ull
 
 
@@ -90,10 +91,13 @@ static void wait_for_samples(struct tf_launch *launch) {
     uint64_t flying = tf_in_flight_ns(launch->row, now, &age);
     uint64_t window = estimate * 2 > WINDOW_NS ? estimate * 2 : WINDOW_NS;
     bool unknown = !atomic_load(&launch->cost->samples) && atomic_load(&launch->cost->waiting);
-    if (!any || (!unknown && flying <= window)) return;
+    /* What takes much longer than it was charged for is a new phase: its length must be known before more of it goes. */
+    bool late = age > PATIENCE_NS + 2 * estimate && !tf_others_run(launch->row);
+    if (!any || (!unknown && !late && flying <= window)) return;
     if (now - start > (unknown ? UNKNOWN_WAIT_NS : WINDOW_WAIT_NS)) {
-      /* It has been under way so long, so it costs at least that. */
-      if (unknown && age > estimate) atomic_store(&launch->cost->estimate_ns, age);
+      /* It has been under way so long, so it costs at least that; or one of those before it does, by equal shares. */
+      if (late && !unknown) age /= flying / (estimate ? estimate : 1) + 1;
+      if ((unknown || late) && age > estimate) atomic_store(&launch->cost->estimate_ns, age);
       return;
     }
     tf_wait_until(now + step);
@@ -139,8 +143,9 @@ static void admit(struct tf_launch *launch, const struct tf_view *view, uint64_t
   }
   launch->estimate_ns = atomic_load_explicit(&cost->estimate_ns, memory_order_relaxed);
   bool first = spend(launch->row, launch->estimate_ns, share_of(&view->rows[launch->row]));
+  if (first) wait_for_samples(launch);
   /* The first launch of a turn finds the device free of our own work, so it does not wait between its events. */
-  if (due && (first || tf_sample_overdue(cost))) launch->sample = tf_sample_begin(launch);
+  if (first || (due && tf_sample_overdue(cost))) launch->sample = tf_sample_begin(launch);
 }
 
 CUresult tf_admit(struct tf_launch *launch, uint64_t key, uint64_t blocks, CUstream stream, bool per_thread) {

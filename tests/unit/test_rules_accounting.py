@@ -68,10 +68,12 @@ def test_card_that_comes_back_from_zero_still_counts_its_partitions():
     ledger = ledger_with(whole)
     ledger.allocate(pod("a", 0, 0, isolation="partitioned", partition="3g.40gb"), ["g0"])
     before = (ledger.devices["g0"].free_gflops, ledger.devices["g0"].free_vram_bytes)
+    (cut,) = ledger.devices["g0"].cuts
     ledger.set_device(msgspec.structs.replace(whole, capacity_gflops=0, capacity_vram_bytes=0))
     ledger.set_device(whole)
     usage = ledger.devices["g0"]
     assert (usage.free_gflops, usage.free_vram_bytes) == before
+    assert (usage.cuts, cut.template) == ((cut,), "3g.40gb")
     assert before == (A100.compute_gflops - A100.compute_gflops * 3 // 7, 40 * GIB)
     assert ledger.check_invariants() == []
 

@@ -75,17 +75,20 @@ NOTHING = Usage()
 
 
 @pytest.mark.parametrize(
-    ("usage", "dimension"),
+    ("usage", "dimension", "left"),
     [
-        (Usage(request_gflops=95_001), "requests.tflops"),
-        (Usage(request_vram_bytes=96 * GIB), "requests.vram"),
-        (Usage(limit_gflops=190_100), "limits.tflops"),
-        (Usage(limit_vram_bytes=191 * GIB), "limits.vram"),
-        (Usage(workers=96), "workers"),
+        (Usage(request_gflops=95_001), "requests.tflops", "4.99"),
+        (Usage(request_vram_bytes=96 * GIB), "requests.vram", "4.00"),
+        (Usage(limit_gflops=190_100), "limits.tflops", "4.95"),
+        (Usage(limit_vram_bytes=191 * GIB), "limits.vram", "4.50"),
+        (Usage(workers=96), "workers", "4.00"),
     ],
 )
-def test_alert_names_the_bound_that_runs_out(usage, dimension):
-    found = alert_condition(QUOTA, quota_status(QUOTA, usage))
+def test_alert_names_the_bound_that_runs_out(usage, dimension, left):
+    status = quota_status(QUOTA, usage)
+    whole = dict.fromkeys(status["availablePercent"], "100.00")
+    assert status["availablePercent"] == {**whole, dimension: left}
+    found = alert_condition(QUOTA, status)
     assert (found["status"], found["reason"]) == ("False", "AlertThresholdReached")
     assert found["message"] == f"less than 5 % is left of {dimension}"
 

@@ -142,6 +142,10 @@ class HypervisorScheduling(Wire, frozen=True, kw_only=True):
     multi_process_queuing_parameters: Annotated[
         MultiProcessQueuing | None, Doc("Queuing between classes.")
     ] = None
+    lend_idle_compute: Annotated[
+        bool | None,
+        Doc("Whether workers may use idle compute beyond their limits.", added=True),
+    ] = None
 
 
 class SchedulingConfigTemplateSpec(Wire, frozen=True, kw_only=True):

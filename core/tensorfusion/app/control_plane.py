@@ -42,6 +42,7 @@ from tensorfusion.controllers.workload import (
 from tensorfusion.errors import ConfigError
 from tensorfusion.host import PluginHost
 from tensorfusion.hypervisor import Hypervisor
+from tensorfusion.hypervisor.arbiter import Arbiter, Rules, rules_of
 from tensorfusion.model.ledger import Change
 from tensorfusion.runtime.controller import Controller
 from tensorfusion.runtime.controller_group import ControllerGroup
@@ -223,6 +224,17 @@ class ControlPlane:
             "tensorfusion_device_changed", node=node, device=device
         )
         hypervisor.sampling.pool_of = self.fleet.pool_of
+        capabilities = backend.capabilities()
+        if capabilities.live_limits and Enforcement.COOPERATIVE in capabilities.isolation.values():
+            # A model divides its devices itself, and what cannot be changed cannot be lent.
+            arbiter = Arbiter(
+                hypervisor.sessions,
+                promised=hypervisor.workers.promised,
+                capacities=hypervisor.discovery.capacities,
+                rules=self._sharing_rules,
+                clock=self.clock,
+            )
+            self.manager.add_loop("arbiter", arbiter.run)
         self.manager.add_loop("discovery", lambda s: hypervisor.discovery.run(s, DISCOVERY_SECONDS))
         self.manager.add_loop("sampling", lambda s: hypervisor.sampling.run(s, sampling))
         self.manager.add_loop("collector", self._collect)
@@ -369,6 +381,11 @@ class ControlPlane:
     def _enforcement(self, node: str, mode: str) -> str:
         modes = self.hypervisor.backend.capabilities().isolation
         return modes.get(mode, Enforcement.NONE).value
+
+    def _sharing_rules(self, node: str) -> Rules:
+        """How the pool of a node shares its devices."""
+        template = self.fleet.template_of(self.fleet.pool_of(node))
+        return rules_of(template.spec.hypervisor if template and template.spec else None)
 
     def _observe_allocation(self, change: Change, reason: str) -> None:
         side = change.after or change.before

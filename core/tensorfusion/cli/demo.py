@@ -1,5 +1,6 @@
 """``demo``: the main job on a simulated pool, seen live."""
 
+import signal
 import sys
 import tempfile
 import threading
@@ -91,6 +92,8 @@ def demo(keep: bool, data: Path | None, examples: Path | None) -> int:
     Example:
       tensorfusion demo --keep
     """  # noqa: D301
+    # Whatever ends the demo, what it started ends with it.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     folder = data or Path(tempfile.mkdtemp(prefix="tensorfusion-demo-"))
     manifests = examples or examples_folder()
     click.echo("starting a control plane with two simulated nodes of four A100 each ...")

@@ -67,6 +67,10 @@ class Discovery:
                 log.warning("devices not published", extra={"error": str(error)})
             self._clock.wait(stop, interval_seconds)
 
+    def capacities(self, node: str) -> dict[str, int]:
+        """Compute of a node's devices by uuid, GFLOP/s."""
+        return {uuid: info.compute_gflops for uuid, info in self.infos.get(node, {}).items()}
+
     def run_once(self) -> None:
         """Discover every node once; one node's failure does not hold up the rest."""
         if self._stored is None:

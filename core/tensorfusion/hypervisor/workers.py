@@ -209,6 +209,11 @@ class WorkerController:
         del self._started[key]
         return True
 
+    def promised(self, node: str) -> list[WorkerSpec]:
+        """The workers of a node as their pods ask for them; safe from any thread."""
+        nodes = self._node_of.copy()
+        return [spec for key, spec in self._specs.copy().items() if nodes.get(key) == node]
+
     def spec_of(self, pod: Pod, node: str) -> WorkerSpec:
         """Build the worker that an admitted, bound pod stands for."""
         annotations = pod.metadata.annotations

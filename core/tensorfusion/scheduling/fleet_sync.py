@@ -135,9 +135,14 @@ class FleetSync:
                 self.nodes.queue.add(gpu_node.metadata.name)
         return DONE
 
+    def template_of(self, pool: str) -> SchedulingConfigTemplate | None:
+        """The scheduling template of a pool; None when it has none."""
+        found = self._informers.pools.get(pool)
+        name = found.spec.scheduling_config_template if found is not None and found.spec else ""
+        return self._informers.templates.get(name) if name else None
+
     def _placement_of(self, pool: GPUPool) -> Placement | None:
-        name = pool.spec.scheduling_config_template if pool.spec else ""
-        template = self._informers.templates.get(name) if name else None
+        template = self.template_of(pool.metadata.name)
         return template.spec.placement if template is not None and template.spec else None
 
     def reconcile_quota(self, key: str) -> Result:

@@ -123,6 +123,7 @@ class WorkerUsage:
     Attributes:
         compute_gflops: Average rate over the last sample window, GFLOP/s.
         throttled_seconds_total: Time in which the worker wanted more than it was given.
+        busy_seconds_total: Device time used, seconds; 0 where the device cannot tell.
         oom_total: Allocations refused because of the worker's VRAM limit.
     """
 
@@ -132,6 +133,7 @@ class WorkerUsage:
     compute_gflops: float
     vram_bytes: int
     throttled_seconds_total: float = 0.0
+    busy_seconds_total: float = 0.0
     oom_total: int = 0
 
 

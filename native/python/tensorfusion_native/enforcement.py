@@ -17,6 +17,7 @@ class Counters:
     throttled_seconds: float = 0.0
     denied: int = 0
     used_bytes: int = 0
+    charged_seconds: float = 0.0
 
 
 class Enforcer:
@@ -75,7 +76,8 @@ class Enforcer:
             use = self._workers.use(spec.worker)[spec.devices.index(uuid)]
         except (OSError, ValueError, IndexError):
             return Counters()
-        return Counters(use.throttled_ns / 1e9, use.denied, use.used_bytes)
+        charged = use.charged_ns * use.trim_ratio / 1e9
+        return Counters(use.throttled_ns / 1e9, use.denied, use.used_bytes, charged)
 
     def remove(self, worker: str) -> None:
         """Forget a worker; one that is not known is fine."""

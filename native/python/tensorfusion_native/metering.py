@@ -14,10 +14,11 @@ WINDOW_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Metered:
-    """Share of the device's time in the last window, 0 to 1, and bytes held now."""
+    """Share of the device's time in the last window, 0 to 1; bytes held now; time used so far."""
 
     ratio: float = 0.0
     used_bytes: int = 0
+    busy_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -59,7 +60,11 @@ class Meter:
         self._seen = seen
         self._accounts = {name: self._account(name) for name in workers}
         now = time.monotonic()
-        return {name: Metered(self._account(name).ratio(now), used[name]) for name in workers}
+        found = {}
+        for name in workers:
+            account = self._account(name)
+            found[name] = Metered(account.ratio(now), used[name], account.busy_ns / 1e9)
+        return found
 
     def _account(self, worker: str) -> _Account:
         return self._accounts.setdefault(worker, _Account())

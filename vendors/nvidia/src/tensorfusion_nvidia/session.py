@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 IDLE = ("sleep", "infinity")
 """What a container without a command does, where pods are processes of this machine."""
 SHARED_PATHS = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
+LEAST_WINDOW_MICROSECONDS = 800_000
 WINDOW_MICROSECONDS = 10_000_000
 """The first reading looks this far back; the driver keeps about that much."""
 
@@ -66,7 +67,8 @@ class NvidiaSession:
         self._state = load_state(self._file)
         self._processes = ProcessTable(proc)
         self._known: dict[str, Found] = {}
-        self._read_until: dict[str, int] = {}
+        self._windows: dict[str, tuple[int, int]] = {}
+        """By uuid, from when process use is asked for, and when that will move on to."""
 
     def discover(self) -> Sequence[DeviceInfo]:
         """List the devices; one that fell off the bus since is listed as unhealthy."""
@@ -235,8 +237,11 @@ class NvidiaSession:
         self, device: Found, workers: Sequence[str], now: float
     ) -> dict[str, list[ProcessUse]]:
         uuid, until = device.info.uuid, int(now * 1e6)
-        since = self._read_until.get(uuid, until - WINDOW_MICROSECONDS)
-        self._read_until[uuid] = until
+        # The driver samples a few times a second: whoever asks more often sees a part again.
+        since, latest = self._windows.get(uuid, (until - WINDOW_MICROSECONDS, until))
+        if until - latest >= LEAST_WINDOW_MICROSECONDS:
+            since, latest = latest, until
+        self._windows[uuid] = (since, latest)
         found: dict[str, list[ProcessUse]] = {}
         try:
             for use in process_uses(self._nvml, device, since):
@@ -264,6 +269,7 @@ class NvidiaSession:
         return dataclasses.replace(
             row,
             throttled_seconds_total=counters.throttled_seconds,
+            busy_seconds_total=counters.charged_seconds,
             oom_total=counters.denied,
             # In some containers the driver's process ids mean nothing here.
             vram_bytes=row.vram_bytes or counters.used_bytes,

@@ -151,6 +151,7 @@ class DriverSession:
                     compute_gflops=found.ratio * self._cards[uuid].compute_gflops,
                     vram_bytes=found.used_bytes,
                     throttled_seconds_total=counters.throttled_seconds,
+                    busy_seconds_total=found.busy_seconds,
                     oom_total=counters.denied,
                 )
             )
