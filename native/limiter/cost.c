@@ -15,6 +15,7 @@
 #define FIRST_SAMPLES 4u
 #define LOW_WINDOW 32u
 #define PHASE_SAMPLES 2u
+#define PHASE_RATIO 16u
 #define SAMPLE_EVERY_NS 1000000ull /* device time between samples: two events per millisecond are not noticed */
 #define CARRY_NS 10000000ull       /* of the time between two ends, what later samples may still use */
 #define GUESS_NS 50000ull          /* before anything is known */
@@ -161,10 +162,10 @@ void tf_sample_end(struct tf_launch *launch, struct tf_sample *sample, CUresult 
   pthread_mutex_unlock(&ring->lock);
 }
 
-/* On several streams of one process the least counts, unless so many samples in a row are far above it that it must be
- * a new phase: then the least of those. */
+/* On several streams of one process the least counts, unless samples in a row are so far above it that waiting for the
+ * other streams hardly explains it: that is a new phase, and the least of those counts. */
 static bool restart_low(struct tf_cost *cost, uint64_t measured, uint64_t low) {
-  if (measured <= 2 * low) {
+  if (measured <= PHASE_RATIO * low) {
     cost->surprises = 0;
     return false;
   }
