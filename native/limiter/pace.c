@@ -92,7 +92,7 @@ static void wait_for_samples(struct tf_launch *launch) {
     uint64_t window = estimate * 2 > WINDOW_NS ? estimate * 2 : WINDOW_NS;
     bool unknown = !atomic_load(&launch->cost->samples) && atomic_load(&launch->cost->waiting);
     /* What takes much longer than it was charged for is a new phase: its length must be known before more of it goes. */
-    bool late = age > PATIENCE_NS + 2 * estimate && !tf_others_run(launch->row);
+    bool late = age > PATIENCE_NS + 2 * estimate && tf_alone(launch->row);
     if (!any || (!unknown && !late && flying <= window)) return;
     if (now - start > (unknown ? UNKNOWN_WAIT_NS : WINDOW_WAIT_NS)) {
       /* It has been under way so long, so it costs at least that; or one of those before it does, by equal shares. */
@@ -145,7 +145,7 @@ static void admit(struct tf_launch *launch, const struct tf_view *view, uint64_t
   bool first = spend(launch->row, launch->estimate_ns, share_of(&view->rows[launch->row]));
   if (first) wait_for_samples(launch);
   /* The first launch of a turn finds the device free of our own work, so it does not wait between its events. */
-  if (first || (due && tf_sample_overdue(cost))) launch->sample = tf_sample_begin(launch);
+  if (due && (first || tf_sample_overdue(cost))) launch->sample = tf_sample_begin(launch);
 }
 
 CUresult tf_admit(struct tf_launch *launch, uint64_t key, uint64_t blocks, CUstream stream, bool per_thread) {

@@ -15,8 +15,6 @@
 #define HISTORY 64u
 #define IDLE_NS 500000000ull   /* a stamp may come so late */
 #define FORGET 0.95          /* per period: a memory of two seconds */
-#define FORGET_SOON 0.7      /* a memory of a third of a second */
-#define NEW_RATIO 1.3        /* when the short memory differs by so much, the long one is of a phase that is over */
 #define RESOLUTION 0.006     /* whole percents, rounded */
 #define SMOOTHING 0.25
 #define LEAST_TRIM 0.1
@@ -30,7 +28,6 @@ struct follower {
   unsigned compared; /* measurements that could be compared, up to a few */
   unsigned own_rows; /* processes of this worker in the latest measurement */
   double measured, charged, resolution, trim;
-  double lately_measured, lately_charged, lately_resolution; /* the same with a short memory */
   uint64_t times[HISTORY], charges[HISTORY], count, charged_at_last, busy_at_last, seen_ns;
 };
 
@@ -92,33 +89,14 @@ static void publish(struct follower *follower, struct tf_device_state *state) {
   atomic_store(&state->trim_ppm, (uint32_t)(follower->trim * TF_WHOLE_DEVICE_PPM));
 }
 
-static bool is_new_phase(const struct follower *follower, struct tf_device_state *state) {
-  double expected = follower->charged > 0 ? follower->lately_charged * follower->measured / follower->charged : 0;
-  double noise = follower->lately_resolution + 2e3 * atomic_load(&state->longest_us);
-  double more = follower->lately_measured, less = expected;
-  if (more < less) more = expected, less = follower->lately_measured;
-  return follower->lately_charged > 0 && more > NEW_RATIO * less && more - less > noise;
-}
-
 static void account(struct follower *follower, struct tf_device_state *state, uint64_t until, double busy_ns,
                     double span_ns) {
-  /* Only what overlaps needs a trim of its own; a single stream's charges are made good by themselves. */
-  bool overlaps = tf_streams_mix((int)(state - tf_ledger->states));
   uint64_t charged = charged_at(follower, until);
   follower->measured = follower->measured * FORGET + busy_ns;
   follower->charged = follower->charged * FORGET + (double)(int64_t)(charged - follower->charged_at_last);
   unsigned rows = follower->own_rows ? follower->own_rows : 1;
   follower->resolution = follower->resolution * FORGET + RESOLUTION * span_ns * rows;
-  double more = (double)(int64_t)(charged - follower->charged_at_last);
-  follower->lately_measured = follower->lately_measured * FORGET_SOON + busy_ns;
-  follower->lately_charged = follower->lately_charged * FORGET_SOON + more;
-  follower->lately_resolution = follower->lately_resolution * FORGET_SOON + RESOLUTION * span_ns * rows;
   follower->charged_at_last = charged;
-  if (overlaps && is_new_phase(follower, state)) {
-    follower->measured = follower->lately_measured;
-    follower->charged = follower->lately_charged;
-    follower->resolution = follower->lately_resolution;
-  }
   if (busy_ns > 0) publish(follower, state);
   uint32_t longest = atomic_load(&state->longest_us);
   atomic_store(&state->longest_us, longest - longest / 16);

@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from tensorfusion.model.demand import Shape
 from tensorfusion.model.filters import NODE_RULES, NodeRule, allows_profile, profile_key
-from tensorfusion.model.fleet import (
+from tensorfusion.model.fleet import Fleet
+from tensorfusion.model.headroom import (
     GFLOPS,
     LIMIT_GFLOPS,
     LIMIT_PERCENT,
     LIMIT_VRAM,
     PERCENT,
     VRAM,
-    Fleet,
     rough_amount,
 )
 from tensorfusion.model.journal import Journal

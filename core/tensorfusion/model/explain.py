@@ -8,7 +8,8 @@ import numpy as np
 from tensorfusion.model.candidates import StaticMasks, needs_of
 from tensorfusion.model.demand import Shape
 from tensorfusion.model.filters import PROFILE_RULES
-from tensorfusion.model.fleet import (
+from tensorfusion.model.fleet import Fleet
+from tensorfusion.model.headroom import (
     GATE_BITS,
     GFLOPS,
     IDLE_BIT,
@@ -17,7 +18,6 @@ from tensorfusion.model.fleet import (
     LIMIT_VRAM,
     PERCENT,
     VRAM,
-    Fleet,
 )
 from tensorfusion.model.quota import Violation
 from tensorfusion.model.rows import Bools

@@ -12,7 +12,7 @@ import numpy as np
 from tensorfusion.model.allocation import DeviceUsage, Take
 from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT, Amount, Shape
 from tensorfusion.model.device import DYNAMIC, Device
-from tensorfusion.model.fleet import GFLOPS, LIMIT_GFLOPS, LIMIT_VRAM, VRAM
+from tensorfusion.model.headroom import GFLOPS, LIMIT_GFLOPS, LIMIT_VRAM, VRAM
 from tensorfusion.model.partitions import best_of
 from tensorfusion.model.quota import Violation
 from tensorfusion.model.relax.failures import BIT, LOAD, Failures

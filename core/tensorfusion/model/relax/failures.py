@@ -14,7 +14,8 @@ from tensorfusion.model.allocation import DeviceUsage
 from tensorfusion.model.candidates import StaticMasks
 from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT, Amount, Shape
 from tensorfusion.model.filters import PROFILE_RULES
-from tensorfusion.model.fleet import (
+from tensorfusion.model.fleet import Fleet
+from tensorfusion.model.headroom import (
     GATE_BITS,
     GFLOPS,
     IDLE_BIT,
@@ -24,7 +25,6 @@ from tensorfusion.model.fleet import (
     PERCENT,
     QUANTITIES,
     VRAM,
-    Fleet,
     headroom_of,
 )
 from tensorfusion.model.rows import UNTRACKED, Bools, Ints
