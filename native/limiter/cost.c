@@ -14,6 +14,8 @@
 #define SAMPLES 32u
 #define FIRST_SAMPLES 4u
 #define LOW_WINDOW 32u
+#define PHASE_SAMPLES 3u
+#define PHASE_RATIO 20u
 #define SAMPLE_EVERY_NS 1000000ull /* device time between samples: two events per millisecond are not noticed */
 #define CARRY_NS 10000000ull       /* of the time between two ends, what later samples may still use */
 #define GUESS_NS 50000ull          /* before anything is known */
@@ -160,7 +162,21 @@ void tf_sample_end(struct tf_launch *launch, struct tf_sample *sample, CUresult 
   pthread_mutex_unlock(&ring->lock);
 }
 
-static void learn(struct tf_cost *cost, uint64_t measured, bool contended) {
+/* On several streams of one process the least counts, unless samples in a row are so far above it that waiting for the
+ * other streams hardly explains it: that is a new phase, and the least of those counts. */
+static bool restart_low(struct tf_cost *cost, uint64_t measured, uint64_t low) {
+  if (measured <= PHASE_RATIO * low) {
+    cost->surprises = 0;
+    return false;
+  }
+  if (!cost->surprises || measured < cost->surprise_ns) cost->surprise_ns = measured;
+  if (++cost->surprises < PHASE_SAMPLES) return false;
+  cost->low_ns = cost->surprise_ns;
+  cost->previous_low_ns = cost->window = cost->surprises = 0;
+  return true;
+}
+
+static void learn(struct tf_cost *cost, uint64_t measured, bool contended, bool others) {
   uint64_t estimate = atomic_load(&cost->estimate_ns), next = measured;
   if (!cost->low_ns || measured < cost->low_ns) cost->low_ns = measured;
   if (++cost->window >= LOW_WINDOW) {
@@ -171,7 +187,7 @@ static void learn(struct tf_cost *cost, uint64_t measured, bool contended) {
                      ? cost->low_ns
                      : cost->previous_low_ns;
   if (atomic_load(&cost->samples) && contended) {
-    next = low;
+    next = !others && restart_low(cost, measured, low) ? cost->low_ns : low;
   } else if (atomic_load(&cost->samples)) {
     bool surprise = measured > estimate + estimate / 2 || estimate > measured + measured / 2;
     cost->surprises = surprise ? cost->surprises + 1 : 0;
@@ -183,12 +199,11 @@ static void learn(struct tf_cost *cost, uint64_t measured, bool contended) {
   if (atomic_load(&cost->samples) < UINT32_MAX) atomic_fetch_add(&cost->samples, 1);
 }
 
-/* Otherwise a launch may wait for another between its events: of another worker, another process of this one, or another
- * stream. */
-bool tf_alone(int row) {
-  return !atomic_load(&rings[row].mixed) && !atomic_load(&tf_ledger->states[row].contended) &&
-         !tf_view()->rows[row].contended;
+bool tf_others_run(int row) {
+  return atomic_load(&tf_ledger->states[row].contended) || tf_view()->rows[row].contended;
 }
+
+bool tf_streams_mix(int row) { return atomic_load(&rings[row].mixed) > 0; }
 
 /* Lock held. Device time since the latest end before this one. */
 static uint64_t since_mark(struct ring *ring, struct tf_sample *sample, uint64_t unknown) {
@@ -217,8 +232,10 @@ static void read_sample(struct ring *ring, int row, struct tf_sample *sample) {
   if (sample->failed || REAL(cuEventElapsedTime)(&taken_ms, sample->start, sample->end) || taken_ms < 0) return;
   uint64_t measured = (uint64_t)((double)taken_ms * 1e6), launches = sample->launches;
   ring->passed_ns += since_mark(ring, sample, measured * launches);
-  bool shared = !tf_alone(row);
-  learn(sample->cost, measured, shared);
+  /* A launch may wait for another between its events: of another worker, another process of this one, or another
+   * stream. */
+  bool others = tf_others_run(row), shared = others || tf_streams_mix(row);
+  learn(sample->cost, measured, shared, others);
   uint64_t settled = shared ? atomic_load(&sample->cost->estimate_ns) : measured;
   uint64_t together = settled * launches;
   /* With several streams the sampler's trim stands for what overlaps. This bound besides would only act while the

@@ -105,6 +105,7 @@ struct tf_cost {
   _Atomic uint64_t key;
   _Atomic uint64_t estimate_ns;
   uint64_t low_ns, previous_low_ns;         /* least of this and the previous window of samples */
+  uint64_t surprise_ns;                     /* least of the samples in a row that were far above */
   uint32_t window, surprises;
   _Atomic uint32_t samples, waiting;        /* harvested; under way */
   _Atomic uint32_t launches;                /* since the last sample */
@@ -117,7 +118,8 @@ void tf_note_stream(const struct tf_launch *launch); /* work on several streams 
 struct tf_sample *tf_sample_begin(struct tf_launch *launch);
 void tf_sample_end(struct tf_launch *launch, struct tf_sample *sample, CUresult result);
 bool tf_harvest(int row);                   /* reads finished samples; true while any is under way */
-bool tf_alone(int row);                     /* one stream, one process, one worker: a launch waits for none but its own */
+bool tf_others_run(int row);                /* other workers, or other processes of this one */
+bool tf_streams_mix(int row);               /* this process uses several streams: its own launches may overlap */
 uint64_t tf_in_flight_ns(int row, uint64_t now_ns, uint64_t *oldest_age_ns);
 void tf_correct(int row, int64_t device_ns, uint64_t since_ns); /* pace.c: charge or refund after the fact */
 void tf_cost_after_fork(void);

@@ -12,7 +12,7 @@
 #define WINDOW_NS 20000000ull      /* charged device time under way per process, so that a decision acts soon */
 #define WINDOW_WAIT_NS 250000000ull /* then the launch goes out all the same: kernels may wait for each other */
 #define UNKNOWN_WAIT_NS 100000000ull
-#define PATIENCE_NS 2000000ull     /* by the next turn the first launch of the one before should have ended */
+#define PATIENCE_NS 2000000ull      /* by the next turn the first launch of the one before should have ended */
 #define LOOK_AGAIN_NS 50000000ull
 
 
@@ -91,8 +91,10 @@ static void wait_for_samples(struct tf_launch *launch) {
     uint64_t flying = tf_in_flight_ns(launch->row, now, &age);
     uint64_t window = estimate * 2 > WINDOW_NS ? estimate * 2 : WINDOW_NS;
     bool unknown = !atomic_load(&launch->cost->samples) && atomic_load(&launch->cost->waiting);
-    /* What takes much longer than it was charged for is a new phase: its length must be known before more of it goes. */
-    bool late = age > PATIENCE_NS + 2 * estimate && tf_alone(launch->row);
+    /* What takes much longer than it was charged for is a new phase: its length must be known before more of it goes.
+     * With others at work, their launches may be what it waits for. */
+    uint64_t patience = tf_streams_mix(launch->row) ? WINDOW_NS : PATIENCE_NS;
+    bool late = age > patience + 2 * estimate && !tf_others_run(launch->row);
     if (!any || (!unknown && !late && flying <= window)) return;
     if (now - start > (unknown ? UNKNOWN_WAIT_NS : WINDOW_WAIT_NS)) {
       /* It has been under way so long, so it costs at least that; or one of those before it does, by equal shares. */

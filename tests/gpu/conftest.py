@@ -1,0 +1,81 @@
+"""Every test of a driver program runs on this machine's GPU, and on a simulated one to keep the programs right."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import pytest
+from gpu.target import Target, simulated_place
+
+from tensorfusion_native.libraries import built, libraries
+from tensorfusion_native.management import Management
+from tensorfusion_native.place import real_place
+from tensorfusion_native.workers import Workers
+
+DEVICES = ["simulated", pytest.param("real", marks=pytest.mark.gpu)]
+LOOK = """
+import json
+from tensorfusion_native.place import real_management
+found, why = real_management()
+maps = open("/proc/self/maps").read().split("\\n") if found else ()
+print(json.dumps([why, [line.split()[-1] for line in maps if "libnvidia-ml" in line]]))
+"""
+
+
+@functools.cache
+def real_library():
+    """The file of the real management library, and why there is none.
+
+    Looked for in another process: in this one the loader gives the simulated library, once that is loaded, to
+    whoever asks for one of its name.
+    """
+    command = [sys.executable, "-c", LOOK]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    why, paths = json.loads(done.stdout)
+    return (paths[0] if paths else None), why
+
+
+def opener(open_, tmp_path):
+    if not built():
+        pytest.skip("the native part is not built")
+    opened = []
+
+    def tracked(**options):
+        workers = Workers(tmp_path / "workers")
+        opened.append(Target(open_(**options), libraries(), workers))
+        return opened[-1]
+
+    yield tracked
+    for target in opened:
+        target.close()
+
+
+@pytest.fixture
+def open_real(tmp_path):
+    """Open this machine's first GPU."""
+    library, why = real_library()
+    if library is None:
+        pytest.skip(f"no NVIDIA GPU on this machine: {why}")
+    yield from opener(lambda **_: real_place(Management(library), 0), tmp_path)
+
+
+@pytest.fixture
+def open_simulated(tmp_path):
+    """Open a simulated GPU, in virtual time unless told otherwise."""
+
+    def place(clock="virtual", processes=1):
+        return simulated_place(tmp_path, libraries(), clock, processes)
+
+    yield from opener(place, tmp_path)
+
+
+@pytest.fixture(params=DEVICES)
+def open_target(request):
+    """Open one or the other; a real one has no say over its clock and who takes part."""
+    return request.getfixturevalue(f"open_{request.param}")
+
+
+@pytest.fixture
+def target(open_target):
+    return open_target()
