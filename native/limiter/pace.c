@@ -92,7 +92,7 @@ static void wait_for_samples(struct tf_launch *launch) {
     uint64_t window = estimate * 2 > WINDOW_NS ? estimate * 2 : WINDOW_NS;
     bool unknown = !atomic_load(&launch->cost->samples) && atomic_load(&launch->cost->waiting);
     /* What takes much longer than it was charged for is a new phase: its length must be known before more of it goes.
-     * With others at work, their launches may be what it waits for. */
+     * With others at work, their launches may be what it waits for; one of several streams may wait for a copy. */
     uint64_t patience = tf_streams_mix(launch->row) ? WINDOW_NS : PATIENCE_NS;
     bool late = age > patience + 2 * estimate && !tf_others_run(launch->row);
     if (!any || (!unknown && !late && flying <= window)) return;

@@ -1,12 +1,7 @@
 """Every test of a driver program runs on this machine's GPU, and on a simulated one to keep the programs right."""
 
-import functools
-import json
-import subprocess
-import sys
-
 import pytest
-from gpu.target import Target, simulated_place
+from gpu.target import Target, real_library, simulated_place
 
 from tensorfusion_native.libraries import built, libraries
 from tensorfusion_native.management import Management
@@ -14,26 +9,6 @@ from tensorfusion_native.place import real_place
 from tensorfusion_native.workers import Workers
 
 DEVICES = ["simulated", pytest.param("real", marks=pytest.mark.gpu)]
-LOOK = """
-import json
-from tensorfusion_native.place import real_management
-found, why = real_management()
-maps = open("/proc/self/maps").read().split("\\n") if found else ()
-print(json.dumps([why, [line.split()[-1] for line in maps if "libnvidia-ml" in line]]))
-"""
-
-
-@functools.cache
-def real_library():
-    """The file of the real management library, and why there is none.
-
-    Looked for in another process: in this one the loader gives the simulated library, once that is loaded, to
-    whoever asks for one of its name.
-    """
-    command = [sys.executable, "-c", LOOK]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    why, paths = json.loads(done.stdout)
-    return (paths[0] if paths else None), why
 
 
 def opener(open_, tmp_path):

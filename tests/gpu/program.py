@@ -4,6 +4,8 @@ The kernel does a fixed amount of work instead of watching a clock: a clock goes
 device, work does not. How long it takes depends on the device, so shares are ratios to the rate without a limit.
 """
 
+import collections
+
 import pynvml
 from native.actor import *  # noqa: F403 - a program is a few lines that use most of it
 from native.actor import C, alloc, cuda, launch, ok, say, sys, time
@@ -29,6 +31,8 @@ ret;
 """
 """100 turns of about 15 cycles are about a microsecond at 1.5 GHz. The simulated driver knows the kernel by its name."""
 BATCH_US = 10_000
+IN_FLIGHT = 4
+BLOCKING, NO_TIMING = 1, 2
 MULTIPROCESSORS = 16
 """CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT of cuda.h."""
 
@@ -58,17 +62,28 @@ def spin():
 
 
 def work(kernel_us, seconds, kernel, settle_s=1.0):
-    """Launch batches and wait for each; the work done per second after the first one, in kernels."""
+    """Do batch after batch; the kernels per second that were done after the first seconds.
+
+    While one batch is waited for, the next ones are already in the queue: the device never waits for the program.
+    """
     batch, length = max(1, BATCH_US // kernel_us), C.c_uint64(kernel_us)
+    ends = collections.deque(C.c_void_p() for _ in range(IN_FLIGHT))
+    for end in ends:
+        ok(cuda.cuEventCreate(C.byref(end), BLOCKING | NO_TIMING))
     start, counted_from, done = now(), 0.0, 0
     while (at := now()) - start < seconds:
         if not counted_from and at - start >= settle_s:
             counted_from, done = at, 0
         for _ in range(batch):
             ok(launch(kernel, length))
-        ok(cuda.cuCtxSynchronize())
+        ok(cuda.cuEventRecord(ends[0], None))
+        ends.rotate(-1)
+        ok(
+            cuda.cuEventSynchronize(ends[0])
+        )  # of the oldest batch; one that was never recorded is over at once
         done += batch
     say(rate=done / (now() - counted_from))
+    ok(cuda.cuCtxSynchronize())
 
 
 def hold(size):

@@ -1,5 +1,7 @@
 """A device that tests hold programs on: this machine's GPU, or a simulated one with the same programs."""
 
+import functools
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +18,13 @@ from tensorfusion_native.simulated_machine import CONTEXT_BYTES, SimulatedMachin
 from tensorfusion_native.workers import WorkerRecord, Workers
 
 TESTS = Path(__file__).parents[1]
+LOOK = """
+import json
+from tensorfusion_native.place import real_management
+found, why = real_management()
+maps = open("/proc/self/maps").read().split("\\n") if found else ()
+print(json.dumps([why, [line.split()[-1] for line in maps if "libnvidia-ml" in line]]))
+"""
 
 
 @dataclass
@@ -52,10 +61,9 @@ class Target:
 
     def start(self, command, environment=None):
         added = self.place.environment() | (environment or {})
-        base = {**os.environ, "PYTHONPATH": str(TESTS)}
         process = subprocess.Popen(
             [str(part) for part in command],
-            env=process_environment(base, added),
+            env=process_environment(os.environ, added),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -65,7 +73,8 @@ class Target:
         return process
 
     def program(self, code, environment=None):
-        return self.start([sys.executable, "-c", "from gpu.program import *\n" + code], environment)
+        command = [sys.executable, "-c", "from gpu.program import *\n" + code]
+        return self.start(command, {"PYTHONPATH": str(TESTS)} | dict(environment or {}))
 
     def run(self, code, environment=None):
         return result(self.program(code, environment))
@@ -96,3 +105,16 @@ def follow(process, text="\n"):
     """Send a line to a program that waits for one."""
     process.stdin.write(text)
     process.stdin.flush()
+
+
+@functools.cache
+def real_library():
+    """The file of the real management library, and why there is none.
+
+    Looked for in another process: in this one the loader gives the simulated library, once that is loaded, to
+    whoever asks for one of its name.
+    """
+    command = [sys.executable, "-c", LOOK]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    why, paths = json.loads(done.stdout)
+    return (paths[0] if paths else None), why

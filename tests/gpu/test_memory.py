@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 from gpu.target import follow
-from native.machine import GIB, MIB, result
+from native.machine import GIB, MIB, lines
 
 CLASSES = [
     "plain", "managed", "pitch", "async", "pool", "array", "array3d", "mipmap", "physical", "graph",
@@ -48,24 +48,21 @@ say(full=1); sys.stdin.readline()
     assert "full" in program.stdout.readline()
     taken = target.used_bytes() - before
     follow(program)
-    result(program)
+    lines(program)
 
     assert CAP - 16 * BLOCK < taken <= CAP
 
 
 def test_processes_of_a_tenant_share_the_cap(target):
-    environment = target.tenant(vram_bytes=CAP)
-    first = target.program(f"init(); hold({CAP // 2})", environment)
+    environment = target.tenant(vram_bytes=2 * CAP)
+    first = target.program(f"init(); hold({CAP})", environment)
     assert '"code": 0' in first.stdout.readline()
+    ask = "init(); say(codes=[alloc(size)[0] for size in {}])"
 
-    second = f"init(); say(codes=[alloc({CAP} // part)[0] for part in (2, 8)], left=info()[0])"
-    seen = target.run(second, environment)
-
-    assert seen["codes"] == [0, 0] if not target.place.context_bytes else [2, 0]
+    assert target.run(ask.format([CAP + 2 * MIB, CAP // 4]), environment)["codes"] == [2, 0]
     follow(first)
-    result(first)
-    whole = f"init(); say(code=alloc({CAP} - {target.place.context_bytes})[0])"
-    assert target.run(whole, environment)["code"] == 0
+    lines(first)
+    assert target.run(ask.format([CAP + 2 * MIB]), environment)["codes"] == [0]
 
 
 def test_a_cap_is_changed_while_the_program_runs(target):
@@ -123,7 +120,7 @@ def test_nvidia_smi_shows_the_cap(open_real):
     smi = target.start([*query, "--query-gpu=memory.total,memory.used,memory.free"], environment)
     out, err = smi.communicate(timeout=30)
     follow(holder)
-    result(holder)
+    lines(holder)
 
     assert smi.returncode == 0, err
     mib = [int(part) for part in out.split(",")]

@@ -1,35 +1,94 @@
-"""The NVIDIA backend on a real GPU of this machine; the conformance suite runs there as well."""
+"""The NVIDIA backend on the device's own management library, beside what the driver itself tells programs."""
+
+import importlib.util
+import sys
+import time
+from ctypes import CDLL
 
 import pytest
+from gpu.target import follow, real_library
+from native.machine import GIB, lines
 
 from tensorfusion.clock import SystemClock
-from tensorfusion.spi.backend import NodeContext
+from tensorfusion.spi.backend import Enforcement, NodeContext, Share, WorkerSpec
 from tensorfusion_nvidia.backend import NvidiaBackend
 
-pytestmark = pytest.mark.gpu
+UTILIZATION_SECONDS = 3.0
+"""NVML tells the utilization of the last sample period, which lasts up to a second (its API reference)."""
 
 
 @pytest.fixture
-def session(tmp_path):
-    backend = NvidiaBackend()
-    works, why = backend.available()
-    if not works:
-        pytest.skip(f"nvidia has no devices on this machine: {why}")
-    return backend.open(NodeContext(node="here", state_dir=tmp_path, clock=SystemClock()))
+def target(open_target):
+    return open_target(clock="wall")
 
 
-def test_driver_tells_identity_and_memory(session):
-    for info in session.discover():
-        assert info.uuid.startswith("GPU-")
-        assert info.driver_version
-        assert info.pci_bus_id
-        assert info.healthy or info.message
+@pytest.fixture
+def session(target, tmp_path, monkeypatch):
+    """The first session on the target's library: a copy of nvidia-ml-py that is bound to that very file."""
+    spec = importlib.util.find_spec("pynvml")
+    pynvml = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "pynvml", pynvml)  # it looks itself up there
+    spec.loader.exec_module(pynvml)
+    machine = target.place.machine
+    library = real_library()[0] if machine is None else machine.folder / "libnvidia-ml.so.1"
+    pynvml.nvmlLib = CDLL(str(library))
+    context = NodeContext(node="here", state_dir=tmp_path, clock=SystemClock())
+    session = NvidiaBackend(pynvml).open(context)
+    yield session
+    session.close()
 
 
-def test_driver_tells_utilization_and_temperature(session):
-    readings = session.metrics()
-    assert readings
-    for reading in readings:
-        assert reading.utilization_ratio is not None
-        assert reading.vram_used_bytes is not None
-        assert reading.temperature_celsius is not None
+def test_discovery_says_what_the_driver_says(session, target):
+    device = session.discover()[0]
+    seen = target.run("init(); say(bytes=total(), multiprocessors=attribute(MULTIPROCESSORS))")
+
+    assert device.uuid == target.uuid
+    assert device.driver_version == target.place.management.driver_version()
+    assert device.pci_bus_id
+    assert device.healthy or device.message
+    # NVML counts what the driver reserves for itself, programs do not see it.
+    assert 0.9 * device.vram_bytes <= seen["bytes"] <= device.vram_bytes
+    assert seen["multiprocessors"] > 0
+    if device.multiprocessors:
+        assert device.multiprocessors == seen["multiprocessors"]
+
+
+def test_metrics_follow_a_program(session, target):
+    idle = session.metrics()[0]
+    program = target.program("init(); kernel = spin(); hold(1 << 30); work(1000, 60, kernel)")
+    assert '"code": 0' in program.stdout.readline()
+    held = session.metrics()[0]
+    follow(program)
+    deadline = time.monotonic() + UTILIZATION_SECONDS
+    busy = session.metrics()[0]
+    while busy.utilization_ratio < 0.5 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        busy = session.metrics()[0]
+
+    assert held.vram_used_bytes - idle.vram_used_bytes >= GIB
+    assert busy.utilization_ratio >= 0.5
+    assert busy.temperature_celsius is not None
+    assert busy.energy_joules_total is None or busy.energy_joules_total >= idle.energy_joules_total
+
+
+def test_a_prepared_worker_is_metered_and_its_memory_capped(session, target):
+    device = session.discover()[0]
+    share = Share(0, GIB, device.compute_gflops // 4, 2 * GIB)
+    spec = WorkerSpec(
+        worker="w", namespace="ns", name="w", workload="w", devices=(device.uuid,), share=share
+    )
+    prepared = session.prepare(spec)
+    assert prepared.enforcement is Enforcement.COOPERATIVE
+
+    program = target.program("init(); say(code=alloc(3 << 30)[0]); hold(1 << 30)", prepared.env)
+    codes = [program.stdout.readline() for _ in range(2)]
+    [row] = session.usage()
+    follow(program)
+    lines(program)
+    session.release("w")
+
+    assert codes == ['{"code": 2}\n', '{"code": 0}\n']
+    assert row.worker == "w"
+    assert row.oom_total == 1
+    assert GIB <= row.vram_bytes <= 2 * GIB
+    assert session.workers() == []

@@ -115,6 +115,21 @@ def test_short_kernels_that_overlap_settle(build, kernel_us, cap, streams):
     assert busy.worst_second < 5
 
 
+@pytest.mark.parametrize(
+    ("kernel_us", "then_us", "cap"), [(8, 1987, 9), (42, 3000, 49), (195, 1840, 31), (9200, 42, 49)]
+)
+def test_a_kernel_that_becomes_another_length_settles(build, kernel_us, then_us, cap):
+    got = run(
+        "ours",
+        replace(STEADY, cap_pct=cap, kernel_us=kernel_us, then_us=then_us, mix_every=0, sync=0,
+                streams=1),
+        build,
+    )  # fmt: skip
+
+    assert got.worst_second < 5
+    assert got.settling <= 2
+
+
 def test_a_library_that_is_not_there_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["control_law.py", "--hami-core", str(tmp_path / "no.so")])
     with pytest.raises(SystemExit, match=r"--hami-core .*no\.so: there is no such file"):
