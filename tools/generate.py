@@ -15,6 +15,7 @@ GENERATORS = (
     ("tensorfusion.admission.annotations", "annotation_reference", "docs/reference/generated"),
     ("reference_pages", "pages", "docs/reference/generated"),
     ("placement_rules", "pages", "docs/reference/generated"),
+    ("limiter_checks", "pages", "docs/reference"),
     ("tensorfusion_dashboards.fleet", "generate", "."),
     ("tensorfusion_dashboards.rule_file", "generate", "."),
 )
