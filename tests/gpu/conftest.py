@@ -8,7 +8,15 @@ from tensorfusion_native.management import Management
 from tensorfusion_native.place import real_place
 from tensorfusion_native.workers import Workers
 
+ONE_AT_A_TIME = pytest.mark.xdist_group("gpu")
+"""There is one GPU to measure on, however many processes run tests."""
 DEVICES = ["simulated", pytest.param("real", marks=pytest.mark.gpu)]
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(ONE_AT_A_TIME)
 
 
 def opener(open_, tmp_path):
