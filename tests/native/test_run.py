@@ -179,3 +179,31 @@ def test_what_a_killed_launcher_left_is_removed_once_its_program_ended(command, 
         if not seen:
             break
     assert seen == []
+
+
+def test_looking_at_a_simulated_machine_does_not_make_it_a_real_one(build, tmp_path):
+    """In a process of its own: the loader remembers what it has."""
+    code = """
+import ctypes, sys
+from pathlib import Path
+from tensorfusion_native.libraries import Libraries
+from tensorfusion_native.simulated_machine import SimulatedMachine
+from tensorfusion.model.hardware import find_card
+uuid = "GPU-00000000-0000-0000-0000-000000000000"
+files = Libraries.of(Path(sys.argv[2]))
+machine = SimulatedMachine.create(Path(sys.argv[1]), [(uuid, find_card("T4"))], files)
+assert [device.name for device in machine.management().devices()]
+try:
+    ctypes.CDLL("libnvidia-ml.so.1")
+except OSError:
+    print("there is none")
+else:
+    maps = Path("/proc/self/maps").read_text()
+    print("there is none" if "simulated" not in maps and sys.argv[1] not in maps else "taken")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), str(build)],
+        capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "there is none"

@@ -34,7 +34,9 @@ class Libraries:
         return all(path.is_file() for path in wanted)
 
 
-SIMULATED_NAMES = ("libcuda.so.1", "libnvidia-ml.so.1")
+VIEW = "libtensorfusion_view.so"
+"""The management library once more, without a name that a loader could take for the real one's."""
+SIMULATED_NAMES = ("libcuda.so.1", "libnvidia-ml.so.1", VIEW)
 
 
 def libraries() -> Libraries:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tensorfusion.model.hardware import Card
-from tensorfusion_native.libraries import Libraries
-from tensorfusion_native.management import REAL_LIBRARY, Management
+from tensorfusion_native.libraries import VIEW, Libraries
+from tensorfusion_native.management import Management
 
 NAMESPACE = uuids.UUID("9a0a3a34-6b64-4f0c-93a6-5b6f1b8f3f5d")
 CONTEXT_BYTES = 300 << 20
@@ -102,10 +102,10 @@ class SimulatedMachine:
 
         The library keeps one machine per copy of itself, so each machine has a copy of its own.
         """
-        original = self.libraries.simulated / REAL_LIBRARY
-        copy = self.folder / REAL_LIBRARY
+        original = self.libraries.simulated / VIEW
+        copy = self.folder / VIEW
         if not copy.exists() or copy.read_bytes() != original.read_bytes():
-            part = self.folder / f"{REAL_LIBRARY}.{os.getpid()}"
+            part = self.folder / f"{VIEW}.{os.getpid()}"
             shutil.copyfile(original, part)
             os.replace(part, copy)
         return Management(copy, self.state, self.config)
