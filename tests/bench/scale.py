@@ -5,7 +5,8 @@
 Starts the program on a fresh data folder, creates the pods through the wire from this process,
 waits until all are bound, samples GET latency meanwhile and afterwards, stops it, starts it again
 from disk, and prints time, peak memory and rows read per pod beside a run with a tenth of the
-pods. The load comes from the same two cores, so the figures are pessimistic.
+pods. The load comes from the same two cores, so the figures are pessimistic. Shared machines
+change their speed from hour to hour: the time of a fixed loop of Python is printed with each run.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import timeit
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPSConnection
 from pathlib import Path
@@ -154,9 +156,15 @@ def bound(client: Client) -> int:
     return int(client.get("/tensorfusion/ledger")["allocations"])
 
 
+def loop_us() -> float:
+    """How fast the machine is just now: microseconds of a fixed loop, the best of five."""
+    return min(timeit.repeat("sum(range(1000))", number=2000, repeat=5)) / 2000 * 1e6
+
+
 def measure(nodes: int, pods: int, threads: int) -> dict[str, float]:
     """Run the whole scenario once."""
     data = Path(tempfile.mkdtemp(prefix="tensorfusion-scale-"))
+    loop_before = loop_us()
     process, first_start = start(data, nodes)
     try:
         wait_fleet(data, nodes * 8)
@@ -181,6 +189,8 @@ def measure(nodes: int, pods: int, threads: int) -> dict[str, float]:
         process, restart = start(data, nodes)
         restarted_bound = bound(Client(data))
         return {
+            "loop_before_us": loop_before,
+            "loop_after_us": loop_us(),
             "first_start_s": first_start,
             "created_s": created,
             "bound_s": placed,

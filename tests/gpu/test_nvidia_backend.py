@@ -11,6 +11,7 @@ from native.machine import GIB, lines
 
 from tensorfusion.clock import SystemClock
 from tensorfusion.spi.backend import Enforcement, NodeContext, Share, WorkerSpec
+from tensorfusion_native.libraries import VIEW
 from tensorfusion_nvidia.backend import NvidiaBackend
 
 UTILIZATION_SECONDS = 3.0
@@ -30,7 +31,7 @@ def session(target, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", pynvml)  # it looks itself up there
     spec.loader.exec_module(pynvml)
     machine = target.place.machine
-    library = real_library()[0] if machine is None else machine.folder / "libnvidia-ml.so.1"
+    library = real_library()[0] if machine is None else machine.folder / VIEW
     pynvml.nvmlLib = CDLL(str(library))
     context = NodeContext(node="here", state_dir=tmp_path, clock=SystemClock())
     session = NvidiaBackend(pynvml).open(context)

@@ -14,7 +14,7 @@ from tensorfusion.hypervisor.environment import process_environment
 from tensorfusion.model.hardware import find_card
 from tensorfusion.spi.backend import Enforcement, NodeContext, Share, WorkerSpec
 from tensorfusion.testing import conformance
-from tensorfusion_native.libraries import built, libraries
+from tensorfusion_native.libraries import VIEW, built, libraries
 from tensorfusion_native.simulated_machine import SimulatedMachine, device_uuid
 from tensorfusion_nvidia.backend import NvidiaBackend
 
@@ -33,7 +33,7 @@ def simulated(tmp_path, monkeypatch):
     pynvml = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "pynvml", pynvml)  # it looks itself up there
     spec.loader.exec_module(pynvml)
-    pynvml.nvmlLib = CDLL(str(machine.folder / "libnvidia-ml.so.1"))
+    pynvml.nvmlLib = CDLL(str(machine.folder / VIEW))
     for name, value in machine.environment().items():
         monkeypatch.setenv(name, value)
     return pynvml
