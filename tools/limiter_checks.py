@@ -4,11 +4,11 @@ The checks are in ``tests/checks/*.toml``, one file per area. ``rest`` says what
 without ``tests`` that is all of it.
 """
 
-import tomllib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from named_tests import read_parts, short
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "checks"
@@ -69,20 +69,8 @@ def areas(folder: Path = FOLDER) -> list[Area]:
     Raises:
         ValueError: A check has a field that there is not, or lacks one; names file and check.
     """
-    return [_area(path) for path in sorted(folder.glob("*.toml"))]
-
-
-def _area(path: Path) -> Area:
-    content = tomllib.loads(path.read_text())
-    return Area(content["title"], tuple(_check(path, row) for row in content["check"]))
-
-
-def _check(path: Path, row: dict[str, Any]) -> Check:
-    lists = {key: tuple(row[key]) for key in ("tests", "gpu") if key in row}
-    try:
-        return Check(**{**row, **lists})
-    except TypeError as error:
-        raise ValueError(f"{path.name}, check {row.get('id')!r}: {error}") from error
+    parts = read_parts(folder, "check", Check, ("tests", "gpu"))
+    return [Area(title, checks) for _, title, checks in parts]
 
 
 def pages() -> dict[str, str]:
@@ -103,13 +91,8 @@ def _print(area: Area) -> str:
     ]
     for check in area.checks:
         state = f"{check.state}: {check.rest}" if check.rest else check.state
-        where = [f"`{_short(test)}`" for test in check.tests]
+        where = [f"`{short(test)}`" for test in check.tests]
         where += [f"`{check.bench}`"] if check.bench else []
-        real = "<br>".join(f"`{_short(test)}`" for test in check.gpu)
+        real = "<br>".join(f"`{short(test)}`" for test in check.gpu)
         rows.append(f"| {check.id} | {check.check} | {state} | {'<br>'.join(where)} | {real} |")
     return f"## {area.title}\n\n" + "\n".join(rows) + "\n"
-
-
-def _short(test: str) -> str:
-    path, _, name = test.partition("::")
-    return f"{Path(path).stem}::{name}"

@@ -5,10 +5,10 @@ does. ``instead`` says what we do where that is not the same, ``defect`` that th
 wrong there, ``missing`` that ours is not there yet.
 """
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from named_tests import read_parts, short
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "rules"
@@ -60,21 +60,8 @@ def sections(folder: Path = FOLDER) -> list[Section]:
     Raises:
         ValueError: A rule has a field that there is not, or lacks one; names file and rule.
     """
-    return [_section(path) for path in sorted(folder.glob("*.toml"))]
-
-
-def _section(path: Path) -> Section:
-    content = tomllib.loads(path.read_text())
-    rules = tuple(_rule(path, row) for row in content["rule"])
-    return Section(path.stem, content["title"], rules)
-
-
-def _rule(path: Path, row: dict[str, Any]) -> Rule:
-    lists = {key: tuple(row[key]) for key in ("tests", "weak") if key in row}
-    try:
-        return Rule(**{**row, **lists})
-    except TypeError as error:
-        raise ValueError(f"{path.name}, rule {row.get('id')!r}: {error}") from error
+    parts = read_parts(folder, "rule", Rule, ("tests", "weak"))
+    return [Section(path.stem, title, rules) for path, title, rules in parts]
 
 
 def pages() -> dict[str, str]:
@@ -96,12 +83,7 @@ def _print(section: Section) -> str:
         marks = [word for word in ("missing", "defect") if getattr(rule, word)]
         words = "".join(f"*{word.capitalize()}.* " for word in marks)
         ours = rule.instead or "The same."
-        tests = "<br>".join(f"`{_short(test)}`" for test in rule.tests)
+        tests = "<br>".join(f"`{short(test)}`" for test in rule.tests)
         cells = (rule.id, rule.rule, words + ours, tests)
         rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return f"## {section.title}\n\n" + "\n".join(rows) + "\n"
-
-
-def _short(test: str) -> str:
-    path, _, name = test.partition("::")
-    return f"{Path(path).stem}::{name}"

@@ -7,6 +7,7 @@
 
 #include "real_calls.h"
 #include "region.h"
+#include "tf_process.h"
 
 #define TF_EXPORT __attribute__((visibility("default")))
 #define TF_NO_ROW (-1)
@@ -65,7 +66,6 @@ void tf_ledger_lock(void);
 void tf_ledger_unlock(void);
 void tf_recover_dead(void);
 void tf_sum_again(void);                    /* lock held: the sums from the processes' rows */
-uint64_t tf_start_ticks(uint32_t pid);
 uint64_t tf_pid_namespace(void);
 
 /* memory.c, pools.c, graphs.c */

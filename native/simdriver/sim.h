@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "tf_cuda.h"
+#include "tf_process.h"
 
 #define SIM_EXPORT __attribute__((visibility("default")))
 #define SIM_MAGIC 0x54465349u
@@ -120,7 +121,6 @@ void sim_lock(void);
 void sim_unlock(void);
 uint32_t sim_self(void);          /* slot of this process, claimed at first use; lock held */
 void sim_reclaim_dead(void);      /* lock held */
-uint64_t sim_process_start(uint32_t pid); /* 0: no such process or a zombie */
 
 /* clock.c */
 uint64_t sim_now(void);

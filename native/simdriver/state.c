@@ -143,22 +143,6 @@ void sim_lock(void) {
 
 void sim_unlock(void) { pthread_mutex_unlock(&sim->lock); }
 
-uint64_t sim_process_start(uint32_t pid) {
-  char path[48], text[1024];
-  snprintf(path, sizeof path, "/proc/%u/stat", pid);
-  int file = open(path, O_RDONLY | O_CLOEXEC);
-  if (file < 0) return 0;
-  ssize_t length = read(file, text, sizeof text - 1);
-  close(file);
-  if (length <= 0) return 0;
-  text[length] = 0;
-  char *cursor = strrchr(text, ')');
-  if (!cursor || cursor[2] == 'Z' || cursor[2] == 'X') return 0;
-  cursor += 2;
-  for (int field = 3; field < 22 && cursor; field++) cursor = strchr(cursor + 1, ' ');
-  return cursor ? strtoull(cursor + 1, NULL, 10) : 0;
-}
-
 static void release_slot(uint32_t slot, uint64_t now) {
   struct sim_process *process = &sim->processes[slot];
   for (uint32_t i = 0; i < SIM_STREAMS; i++)
@@ -178,7 +162,7 @@ void sim_reclaim_dead(void) {
   sim_advance(now);
   for (uint32_t i = 0; i < sim->process_high; i++) {
     struct sim_process *process = &sim->processes[i];
-    if (process->alive && sim_process_start(process->pid) != process->start_ticks) release_slot(i, now);
+    if (process->alive && tf_start_ticks(process->pid) != process->start_ticks) release_slot(i, now);
   }
   for (uint32_t i = 0; i < sim->waiter_high; i++)
     if (sim->waiters[i].state != SIM_FREE && kill((pid_t)sim->waiters[i].pid, 0) && errno == ESRCH)
@@ -221,7 +205,7 @@ uint32_t sim_self(void) {
   struct sim_process *process = &sim->processes[chosen];
   memset(process, 0, sizeof *process);
   process->pid = self_pid = (uint32_t)getpid();
-  process->start_ticks = sim_process_start(process->pid);
+  process->start_ticks = tf_start_ticks(process->pid);
   process->alive = 1;
   return self_slot = chosen;
 }

@@ -46,7 +46,7 @@ from tensorfusion.hypervisor.arbiter import Arbiter, Rules, rules_of
 from tensorfusion.model.ledger import Change
 from tensorfusion.runtime.controller import Controller
 from tensorfusion.runtime.controller_group import ControllerGroup
-from tensorfusion.runtime.events import EventRecorder
+from tensorfusion.runtime.events import EventRecorder, subject
 from tensorfusion.runtime.health import Health
 from tensorfusion.runtime.instruments import Instruments
 from tensorfusion.runtime.manager import Manager
@@ -422,19 +422,9 @@ class ControlPlane:
         """The object an alert is about: its worker's pod, else its GPU."""
         pod = self.informers.pods.get(f"{labels.get('namespace')}/{labels.get('worker')}")
         if pod is not None:
-            return {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "metadata": msgspec.to_builtins(pod.metadata),
-            }
+            return subject(registry.PODS, pod.metadata)
         gpu = self.informers.gpus.get(labels.get("gpu_uuid", ""))
-        if gpu is None:
-            return None
-        return {
-            "apiVersion": gpu.api_version,
-            "kind": "GPU",
-            "metadata": msgspec.to_builtins(gpu.metadata),
-        }
+        return subject(registry.GPUS, gpu.metadata) if gpu is not None else None
 
     def _collect(self, stop: threading.Event) -> None:
         """Collect garbage in bounded steps until ``stop`` is set."""

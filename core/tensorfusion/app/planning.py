@@ -11,7 +11,7 @@ from tensorfusion.api.core.pod import Pod
 from tensorfusion.api.decode import decode
 from tensorfusion.api.node import GPUNode
 from tensorfusion.api.pool import GPUPool
-from tensorfusion.app.snapshot import Lists, engine_from, read_objects
+from tensorfusion.app.snapshot import Lists, Snapshot, engine_from, read_objects
 from tensorfusion.model.compaction import CompactionPlan, plan_compaction
 from tensorfusion.model.defrag import DefragPlan, plan_defrag
 from tensorfusion.scheduling.disruption import disruptable_of
@@ -44,32 +44,36 @@ class PoolPlanner:
             now: Epoch seconds; decides what is protected.
             threshold_percent: Instead of what the pool says.
         """
-        engine = engine_from(read_objects(self._store), self._policies)
-        pods = [decode(Pod, o) for o in self._store.list(registry.PODS).items]
-        budgets = [decode(PodDisruptionBudget, o) for o in self._store.list(registry.PDBS).items]
+        objects = self._read()
+        engine = engine_from(objects.all(), self._policies)
+        pods = [decode(Pod, o) for o in objects.list(registry.PODS).items]
+        budgets = [decode(PodDisruptionBudget, o) for o in objects.list(registry.PDBS).items]
         disruptable = disruptable_of(engine.ledger, pods, budgets, lambda _pod: 0, now)
-        rules = defrag_rules(self._pool(pool), self._gpu_nodes(), self._nodes())
+        rules = defrag_rules(_pool(objects, pool), _gpu_nodes(objects), _nodes(objects))
         if threshold_percent is not None:
             rules = msgspec.structs.replace(rules, threshold_percent=threshold_percent)
         return plan_defrag(engine, pool, movers_of(engine.ledger, pods, disruptable), rules)
 
     def compaction(self, pool: str, now: float) -> CompactionPlan:
         """Plan which empty nodes to give back."""
-        engine = engine_from(read_objects(self._store), self._policies)
-        sizes = node_sizes(pool, self._gpu_nodes(), self._nodes(), engine.ledger, now)
-        return plan_compaction(sizes, floor_of(self._pool(pool)))
+        objects = self._read()
+        engine = engine_from(objects.all(), self._policies)
+        sizes = node_sizes(pool, _gpu_nodes(objects), _nodes(objects), engine.ledger, now)
+        return plan_compaction(sizes, floor_of(_pool(objects, pool)))
 
-    def _pool(self, name: str) -> GPUPool:
-        found = [
-            obj
-            for obj in self._store.list(registry.GPU_POOLS).items
-            if obj["metadata"]["name"] == name
-        ]
-        return decode(GPUPool, found[0])
+    def _read(self) -> Snapshot:
+        """Read everything once, so that all parts of a plan are about the same objects."""
+        return Snapshot(read_objects(self._store), "the store")
 
-    def _gpu_nodes(self) -> list[GPUNode]:
-        return [decode(GPUNode, o) for o in self._store.list(registry.GPU_NODES).items]
 
-    def _nodes(self) -> dict[str, Node]:
-        nodes = [decode(Node, o) for o in self._store.list(registry.NODES).items]
-        return {node.metadata.name: node for node in nodes}
+def _pool(objects: Snapshot, name: str) -> GPUPool:
+    return decode(GPUPool, objects.get(registry.GPU_POOLS, name))
+
+
+def _gpu_nodes(objects: Snapshot) -> list[GPUNode]:
+    return [decode(GPUNode, o) for o in objects.list(registry.GPU_NODES).items]
+
+
+def _nodes(objects: Snapshot) -> dict[str, Node]:
+    nodes = [decode(Node, o) for o in objects.list(registry.NODES).items]
+    return {node.metadata.name: node for node in nodes}

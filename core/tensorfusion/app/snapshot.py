@@ -71,6 +71,10 @@ class Snapshot:
         self._objects = list(objects)
         self._source = source
 
+    def all(self) -> list[JsonObject]:
+        """Return every object."""
+        return self._objects
+
     def get(self, resource: Resource, name: str, namespace: str = "") -> JsonObject:
         """Return one object.
 

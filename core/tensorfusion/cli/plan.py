@@ -12,6 +12,7 @@ from tensorfusion.app.snapshot import Snapshot
 from tensorfusion.cli.capacity import capacity
 from tensorfusion.cli.options import output_option, reader_options
 from tensorfusion.cli.printing import print_data, print_table
+from tensorfusion.cli.simulate import installed_policies
 from tensorfusion.clock import SystemClock, format_timestamp
 from tensorfusion.errors import ConfigError
 from tensorfusion.kube import HttpStore
@@ -119,11 +120,7 @@ def compact(store: HttpStore | Snapshot, pool: str, do: bool, output: str) -> No
 
 
 def _planner(store: HttpStore | Snapshot) -> PoolPlanner:
-    from tensorfusion.host import PluginHost
-
-    host = PluginHost()
-    host.load()
-    return PoolPlanner(store, host.placement_policies())
+    return PoolPlanner(store, installed_policies())
 
 
 def _pools(planner: PoolPlanner, wanted: str) -> list[str]:

@@ -180,12 +180,9 @@ def _on_objects(
     output: str,
 ) -> None:
     from tensorfusion.cli.what_if import simulate_objects
-    from tensorfusion.host import PluginHost
 
-    host = PluginHost()
-    host.load()
-    chosen = policies_of(policy) if policy else [None]
-    policies = dict(host.placement_policies())
+    policies = installed_policies()
+    chosen = policies_of(policy, policies) if policy else [None]
     simulate_objects(snapshot, manifests, added, chosen, policies, anew=anew, output=output)
 
 
@@ -254,17 +251,28 @@ def parse_seeds(text: str) -> list[int]:
     return list(found)
 
 
-def policies_of(text: str) -> "list[PlacementPolicy]":
-    """Find installed policies by a list of names or aliases.
-
-    Raises:
-        UsageError: One is not installed; names those that are.
-    """
+def installed_policies() -> "dict[str, PlacementPolicy]":
+    """Load the plugins and return their placement policies by name."""
     from tensorfusion.host import PluginHost
 
     host = PluginHost()
     host.load()
-    installed = host.placement_policies()
+    return dict(host.placement_policies())
+
+
+def policies_of(
+    text: str, installed: "dict[str, PlacementPolicy] | None" = None
+) -> "list[PlacementPolicy]":
+    """Find installed policies by a list of names or aliases.
+
+    Args:
+        text: Names, separated by commas.
+        installed: What `installed_policies` returned; loaded when not given.
+
+    Raises:
+        UsageError: One is not installed; names those that are.
+    """
+    installed = installed_policies() if installed is None else installed
     chosen = []
     for name in dict.fromkeys(part.strip() for part in text.split(",")):
         found = [p for key, p in installed.items() if name == key or name in p.aliases]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tensorfusion.model.demand import Shape
 from tensorfusion.model.filters import NODE_RULES, NodeRule, allows_profile, profile_key
-from tensorfusion.model.fleet import Fleet
+from tensorfusion.model.fleet import LANES, Fleet
 from tensorfusion.model.headroom import (
     GFLOPS,
     LIMIT_GFLOPS,
@@ -41,7 +41,6 @@ SCORE_SCALE: Final = 1 << 16
 adds floating-point numbers cannot decide a tie."""
 
 _CACHED_MASKS: Final = 1024
-_LANES: Final = 8
 _FEW_NODES: Final = 4
 """Up to so many changes, plain Python is faster than a call of numpy per step."""
 _MANY_UNSCORED: Final = 32
@@ -419,7 +418,7 @@ class ShapeKeys:
         if count > 1:
             several: Bools = cards.sum(axis=1) >= count
             return several
-        if cards.shape[1] == _LANES:
+        if cards.shape[1] == LANES:
             some: Bools = cards.view(np.uint64)[:, 0] != 0
             return some
         wide: Bools = np.asarray(cards.any(axis=1))

@@ -1,6 +1,6 @@
 """Compaction: which empty nodes a pool can give back and stay as large and as warm as promised."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -83,7 +83,7 @@ class CompactionPlan(msgspec.Struct, frozen=True, kw_only=True):
 def plan_compaction(nodes: Iterable[NodeSize], floor: PoolFloor) -> CompactionPlan:
     """Decide for every empty node; the largest first, since each that goes saves most."""
     nodes = list(nodes)
-    total, free = _sum([n.total for n in nodes]), _sum([n.free for n in nodes])
+    total, free = total_of(n.total for n in nodes), total_of(n.free for n in nodes)
     before = total
     verdicts = []
     empty = [n for n in nodes if not n.workers]
@@ -113,5 +113,7 @@ def _reason(node: NodeSize, total: Amounts, free: Amounts, floor: PoolFloor) -> 
     return ""
 
 
-def _sum(amounts: Sequence[Amounts]) -> Amounts:
-    return Amounts(sum(a.gflops for a in amounts), sum(a.vram_bytes for a in amounts))
+def total_of(amounts: Iterable[Amounts]) -> Amounts:
+    """Add amounts up."""
+    parts = list(amounts)
+    return Amounts(sum(a.gflops for a in parts), sum(a.vram_bytes for a in parts))

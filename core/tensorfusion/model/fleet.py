@@ -46,7 +46,7 @@ from tensorfusion.model.rows import (
 from tensorfusion.model.topology import SOURCES, NodeTopology, topology_of
 from tensorfusion.model.typical import MILLI_CARD, CardKind, TypicalTasks
 
-_LANES: Final = 8
+LANES: Final = 8
 """Device slots of the rough columns come in eights, so that eight answers are one number."""
 
 
@@ -520,7 +520,7 @@ def _empty_cells(rows: int, width: int) -> Ints:
 
 
 def _empty_rough(rows: int, width: int) -> NDArray[np.int32]:
-    lanes = -(-width // _LANES) * _LANES
+    lanes = -(-width // LANES) * LANES
     return np.full((QUANTITIES, rows, lanes), -1, dtype=np.int32)
 
 

@@ -10,6 +10,8 @@ import uuid
 from collections import OrderedDict
 from typing import Any
 
+import msgspec
+
 from tensorfusion import names
 from tensorfusion.api.resource import JsonObject, Resource
 from tensorfusion.clock import Clock, format_micro_timestamp, format_timestamp
@@ -112,6 +114,15 @@ class EventRecorder:
             "reportingComponent": f"{names.DOMAIN}/{self._component}",
             "reportingInstance": self._component,
         }
+
+
+def subject(resource: Resource, metadata: msgspec.Struct) -> JsonObject:
+    """Return kind and metadata of a decoded object, which is what `EventRecorder.event` takes."""
+    return {
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        "metadata": msgspec.to_builtins(metadata),
+    }
 
 
 def reference_to(obj: JsonObject) -> dict[str, Any]:

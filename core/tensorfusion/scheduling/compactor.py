@@ -6,8 +6,6 @@ cordoned: a worker that comes to a marked node keeps it.
 
 from collections.abc import Callable
 
-import msgspec
-
 from tensorfusion import names
 from tensorfusion.api.core.node import Node
 from tensorfusion.api.pool import GPUPool
@@ -16,7 +14,8 @@ from tensorfusion.clock import Clock, format_timestamp, parse_timestamp
 from tensorfusion.errors import ConfigError, NotFound
 from tensorfusion.model.compaction import CompactionPlan
 from tensorfusion.runtime.controller import DONE, Controller, Result
-from tensorfusion.runtime.events import EventRecorder
+from tensorfusion.runtime.events import EventRecorder, subject
+from tensorfusion.scheduling.moves import asks_anew
 from tensorfusion.store.informer import Change, Informer
 from tensorfusion.store.interface import Store
 from tensorfusion.units import parse_duration
@@ -51,9 +50,7 @@ class Compactor:
         pools.subscribe(self._pool_changed)
 
     def _pool_changed(self, change: Change[GPUPool]) -> None:
-        before = change.old and (change.old.spec, change.old.metadata.annotations)
-        after = change.new and (change.new.spec, change.new.metadata.annotations)
-        if before != after:
+        if asks_anew(change):
             self.controller.queue.add(change.key)
 
     def reconcile(self, key: str) -> Result:
@@ -129,9 +126,5 @@ class Compactor:
             return
 
     def _event(self, pool: GPUPool, reason: str, message: str, *, warning: bool = False) -> None:
-        reference = {
-            "apiVersion": GPU_POOLS.api_version,
-            "kind": GPU_POOLS.kind,
-            "metadata": msgspec.to_builtins(pool.metadata),
-        }
-        self._events.event(reference, reason, message, warning=warning)
+        about = subject(GPU_POOLS, pool.metadata)
+        self._events.event(about, reason, message, warning=warning)

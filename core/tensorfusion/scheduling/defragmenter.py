@@ -22,10 +22,10 @@ from tensorfusion.clock import Clock, format_timestamp, parse_timestamp
 from tensorfusion.errors import ConfigError, NotFound
 from tensorfusion.model.defrag import DefragPlan, Emptied
 from tensorfusion.runtime.controller import DONE, Controller, Result
-from tensorfusion.runtime.events import EventRecorder
+from tensorfusion.runtime.events import EventRecorder, subject
 from tensorfusion.runtime.instruments import Instruments
 from tensorfusion.scheduling.campaign import Campaign, campaign_of, marker_seconds
-from tensorfusion.scheduling.moves import controller_of
+from tensorfusion.scheduling.moves import asks_anew, controller_of
 from tensorfusion.store.informer import Change, Informer
 from tensorfusion.store.interface import Store
 
@@ -94,9 +94,7 @@ class Defragmenter:
         pools.subscribe(self._pool_changed)
 
     def _pool_changed(self, change: Change[GPUPool]) -> None:
-        before = change.old and (change.old.spec, change.old.metadata.annotations)
-        after = change.new and (change.new.spec, change.new.metadata.annotations)
-        if before != after:
+        if asks_anew(change):
             self.controller.queue.add(change.key)
 
     def target_of(self, pod: Pod) -> str:
@@ -295,13 +293,8 @@ class Defragmenter:
             log.debug("node is gone", extra={"node": node.metadata.name})
 
     def _event(self, obj: Any, reason: str, message: str, *, warning: bool = False) -> None:
-        kind = GPU_POOLS if isinstance(obj, GPUPool) else NODES
-        reference = {
-            "apiVersion": kind.api_version,
-            "kind": kind.kind,
-            "metadata": msgspec.to_builtins(obj.metadata),
-        }
-        self._events.event(reference, reason, message, warning=warning)
+        about = subject(GPU_POOLS if isinstance(obj, GPUPool) else NODES, obj.metadata)
+        self._events.event(about, reason, message, warning=warning)
 
 
 def _no_source() -> dict[str, Any]:

@@ -8,11 +8,12 @@ from tensorfusion.api.core.pod import Pod
 from tensorfusion.api.node import GPUNode
 from tensorfusion.api.pool import GPUPool, PoolResources
 from tensorfusion.clock import parse_timestamp
-from tensorfusion.model.compaction import Amounts, NodeSize, PoolFloor
+from tensorfusion.model.compaction import Amounts, NodeSize, PoolFloor, total_of
 from tensorfusion.model.defrag import DEFAULT_THRESHOLD_PERCENT, DefragRules, Mover
 from tensorfusion.model.ledger import Ledger
 from tensorfusion.model.victims import Disruptable, Victim
 from tensorfusion.scheduling.translate import demand_of
+from tensorfusion.store.informer import Change
 from tensorfusion.units import parse_bytes, parse_gflops
 
 PASSED_ON = "a mark from an earlier try"
@@ -118,8 +119,8 @@ def node_sizes(
             NodeSize(
                 name=name,
                 gpus=len(cards),
-                total=_sum(total for total, _ in cards),
-                free=_sum(free for _, free in cards),
+                total=total_of(total for total, _ in cards),
+                free=total_of(free for _, free in cards),
                 workers=ledger.workers_on(name),
                 age_seconds=now - parse_timestamp(created) if created else 0.0,
                 obstacle=_held(gpu_node, nodes.get(name)),
@@ -142,6 +143,8 @@ def _amounts(resources: PoolResources | None) -> Amounts:
     return Amounts(parse_gflops(resources.tflops or 0), parse_bytes(resources.vram or 0))
 
 
-def _sum(amounts: Iterable[Amounts]) -> Amounts:
-    parts = list(amounts)
-    return Amounts(sum(a.gflops for a in parts), sum(a.vram_bytes for a in parts))
+def asks_anew(change: Change[GPUPool]) -> bool:
+    """Whether a pool says something else than before; its status is written all the time."""
+    before = change.old and (change.old.spec, change.old.metadata.annotations)
+    after = change.new and (change.new.spec, change.new.metadata.annotations)
+    return before != after
