@@ -153,7 +153,7 @@ def create(data: Path, count: int, threads: int) -> None:
 
 def bound(client: Client) -> int:
     """Count bound pods."""
-    return int(client.get("/tensorfusion/ledger")["allocations"])
+    return int(client.get("/tensorfusion/counters")["allocations"])
 
 
 def loop_us() -> float:

@@ -44,6 +44,7 @@ from tensorfusion.host import PluginHost
 from tensorfusion.hypervisor import Hypervisor
 from tensorfusion.hypervisor.arbiter import Arbiter, Rules, rules_of
 from tensorfusion.model.ledger import Change
+from tensorfusion.runtime import garbage
 from tensorfusion.runtime.controller import Controller
 from tensorfusion.runtime.controller_group import ControllerGroup
 from tensorfusion.runtime.events import EventRecorder, subject
@@ -238,6 +239,7 @@ class ControlPlane:
         self.manager.add_loop("discovery", lambda s: hypervisor.discovery.run(s, DISCOVERY_SECONDS))
         self.manager.add_loop("sampling", lambda s: hypervisor.sampling.run(s, sampling))
         self.manager.add_loop("collector", self._collect)
+        self.manager.add_loop("garbage", lambda s: garbage.sweep(s, self.clock))
 
     def _build_controllers(self) -> None:
         informers, store, clock = self.informers, self.store, self.clock

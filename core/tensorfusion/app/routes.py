@@ -28,14 +28,16 @@ class Routes:
             "tensorfusion/alerts": self._alerts,
             "tensorfusion/plugins": self._plugins,
             "tensorfusion/backend": self._backend,
-            "tensorfusion/usage": self._usage,
-            "tensorfusion/ledger": self._ledger,
             "tensorfusion/counters": self._counters,
         }
 
     def slow(self) -> dict[str, Callable[[Request], Response]]:
-        """Path to handlers that read files."""
-        return {"tensorfusion/history": self._history}
+        """Path to handlers that read files, or look at every worker."""
+        return {
+            "tensorfusion/history": self._history,
+            "tensorfusion/ledger": self._ledger,
+            "tensorfusion/usage": self._usage,
+        }
 
     def _history(self, request: Request) -> Response:
         kind, name = request.query.text("kind"), request.query.text("name")
@@ -142,7 +144,8 @@ class Routes:
         counters = self._plane.store.counters
         names = [n for n in dir(counters) if not n.startswith("_")]
         values = {n: getattr(counters, n) for n in names}
-        return json_response({k: v for k, v in values.items() if isinstance(v, int)})
+        whole = {k: v for k, v in values.items() if isinstance(v, int)}
+        return json_response({**whole, "allocations": len(self._plane.placer.ledger.allocations)})
 
 
 def _tail(chunks: Iterator[bytes], count: int) -> Iterator[bytes]:

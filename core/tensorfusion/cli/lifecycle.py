@@ -1,7 +1,6 @@
 """``up``, ``down`` and ``status``: the life of an embedded control plane."""
 
 import contextlib
-import gc
 import os
 import signal
 import subprocess
@@ -71,7 +70,7 @@ def serve(
 ) -> None:
     """Run a control plane until a signal asks it to stop."""
     from tensorfusion.app.control_plane import ControlPlane
-    from tensorfusion.runtime import logs, settings
+    from tensorfusion.runtime import garbage, logs, settings
 
     loaded = settings.load(config)
     # Whatever is written from here on is for this user alone.
@@ -79,9 +78,7 @@ def serve(
     logs.configure(log_level or loaded.log_level, log_format)
     # Shorter than the default of 5 ms: a request waits less for a busy controller thread.
     sys.setswitchinterval(0.0005)
-    # Caches hold hundreds of thousands of small objects that never form cycles; with the default
-    # thresholds the collector walks them again and again.
-    gc.set_threshold(100_000, 50, 100)
+    garbage.configure()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -92,6 +89,7 @@ def serve(
     while not stop.is_set():
         CLOCK.wait(stop, 3600)
     plane.stop()
+    garbage.skip_last_walk()
 
 
 def _detach(data: Path, config: Path | None, port: int, log_level: str | None) -> None:
