@@ -17,11 +17,11 @@ from tensorfusion.runtime.controller import Controller
 from tensorfusion.store.informer import Informer
 
 log = logging.getLogger(__name__)
-SLICE_SECONDS = 0.012
+SLICE_SECONDS = 0.025
 """How long one commit's worth of work may take: what a request on the wire waits for at most."""
 
 
-PAUSE_SECONDS = 0.006
+PAUSE_SECONDS = 0.010
 """Rest between two slices: the server gets the interpreter to itself for a few requests, and the
 next slice finds more to do in one commit."""
 
