@@ -277,7 +277,6 @@ class ControlPlane:
         )
         self._controllers: list[Controller] = [
             self.scheduler.controller,
-            *self._consolidation(),
             *self.fleet.controllers,
             self.hypervisor.workers.controller,
             nodes.controller,
@@ -289,7 +288,10 @@ class ControlPlane:
             deployments.controller,
             replica_sets.controller,
         ]
-        for controller in self._controllers:
+        self._planners = self._consolidation()
+        for planner in self._planners:
+            self.manager.add_controller(planner)
+        for controller in [*self._controllers, *self._planners]:
             controller.instruments = self.instruments
         autoscaler = Autoscaler(
             store,
@@ -308,7 +310,7 @@ class ControlPlane:
         self.manager.add_loop("event-expiry", expiry.run)
 
     def _consolidation(self) -> list[Controller]:
-        """Make what empties little-used nodes and gives empty ones back."""
+        """Make what empties little-used nodes and gives empty ones back; it plans for seconds."""
         informers, store, clock = self.informers, self.store, self.clock
         events = self._events("tensorfusion-controller")
         planner = PoolPlanner(store, self.host.placement_policies())
@@ -366,7 +368,7 @@ class ControlPlane:
 
     def exposition(self) -> bytes:
         """Print the metrics, with the depth of every queue as of now."""
-        rows = [((c.name,), float(len(c.queue))) for c in self._controllers]
+        rows = [((c.name,), float(len(c.queue))) for c in [*self._controllers, *self._planners]]
         self.instruments.replace("tensorfusion_workqueue_depth", rows)
         return self.instruments.exposition()
 

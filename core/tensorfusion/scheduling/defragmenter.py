@@ -4,6 +4,9 @@ Everything needed to go on after a crash is on the node that is being emptied: a
 work away, an annotation names the pod that is under way. A worker that finds no new place in time
 ends the attempt: the node takes work again, so that what was evicted may return, and is passed
 over until the next run.
+
+Planning takes seconds in a large pool, so this runs on a thread of its own, where caches may lag
+behind what it wrote itself: marks on nodes are read from the store.
 """
 
 import logging
@@ -16,6 +19,7 @@ from tensorfusion import names
 from tensorfusion.api import pod_view
 from tensorfusion.api.core.node import Node
 from tensorfusion.api.core.pod import Pod
+from tensorfusion.api.decode import decode
 from tensorfusion.api.pool import GPUPool
 from tensorfusion.api.registry import GPU_POOLS, NODES
 from tensorfusion.clock import Clock, format_timestamp, parse_timestamp
@@ -112,9 +116,7 @@ class Defragmenter:
         except ConfigError as error:
             self._event(pool, "DefragConfigInvalid", str(error), warning=True)
             return DONE
-        sources = [
-            n for n in self._nodes.values() if n.metadata.labels.get(names.DEFRAG_SOURCE) == key
-        ]
+        sources = self._marked(key)
         busy = [node for node in sources if self._advance(node, pool, campaign)]
         if busy:
             return Result(requeue_seconds=ACTIVE_SECONDS)
@@ -122,6 +124,11 @@ class Defragmenter:
             self._sweep(pool, sources)
             return Result(requeue_seconds=IDLE_SECONDS)
         return self._next(pool, campaign)
+
+    def _marked(self, pool: str) -> list[Node]:
+        """Nodes of a pool that are being emptied, as the store has them now."""
+        found = self._store.list(NODES, label_selector=f"{names.DEFRAG_SOURCE}={pool}").items
+        return [decode(Node, item) for item in found]
 
     def _next(self, pool: GPUPool, campaign: Campaign) -> Result:
         """Start on the next node, or end the run when there is none."""
