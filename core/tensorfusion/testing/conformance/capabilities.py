@@ -10,6 +10,8 @@ from tensorfusion.testing.conformance.base import ISOLATION_MODES, Conformance, 
 from tensorfusion.testing.conformance.calls import refused, works
 from tensorfusion.testing.conformance.discovery import catalogue_card
 
+NO_SUCH_SLOT = 10_000
+
 
 def partition_template(device: DeviceInfo, request: pytest.FixtureRequest) -> str:
     """The template to try: the option's, else the smallest that the catalogue knows."""
@@ -65,6 +67,7 @@ class CapabilitiesConformance(Conformance):
                 session.create_partition(device.uuid, "conformance-template")
             with works("remove_partition of one that is gone must be accepted"):
                 session.remove_partition("conformance-nothing")
+            assert not session.partitions(), "capability partitions is not claimed: list none"
             return
         template = partition_template(device, request)
         with works("capability partitions is claimed, so create_partition() must work"):
@@ -73,6 +76,11 @@ class CapabilitiesConformance(Conformance):
             assert (made.parent, made.template) == (device.uuid, template), (
                 f"a partition must name its device and template, got {made}"
             )
+            assert list(session.partitions()) == [made], (
+                f"partitions() must list what was made, {made}; got {session.partitions()}"
+            )
+            with refused("create_partition must refuse a slot that the card does not have"):
+                session.create_partition(device.uuid, template, NO_SUCH_SLOT)
             assert 0 < made.vram_bytes <= device.vram_bytes, (
                 f"a partition's memory must be in bytes and within its device's, got {made}"
             )
@@ -83,6 +91,10 @@ class CapabilitiesConformance(Conformance):
             with works("capability partitions is claimed, so remove_partition() must work"):
                 session.remove_partition(made.uuid)
                 session.remove_partition(made.uuid)
+        with works(f"create_partition must work at slot {made.start}, which is free again"):
+            again = session.create_partition(device.uuid, template, made.start)
+        session.remove_partition(again.uuid)
+        assert not session.partitions(), "partitions() must not list what was given back"
         with refused("create_partition must refuse an unknown template"):
             session.create_partition(device.uuid, "conformance-no-such-template")
 

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from tensorfusion.spi.backend import DeviceInfo, Enforcement, NodeBackend, Share, WorkerUsage
+from tensorfusion.spi.backend import (
+    DeviceInfo,
+    Enforcement,
+    NodeBackend,
+    Partition,
+    Share,
+    WorkerUsage,
+)
 from tensorfusion.testing.conformance.base import (
     ISOLATION_MODES,
     LOAD_SECONDS,
@@ -53,12 +60,12 @@ class IsolationConformance(Conformance):
                 session.prepare(spec)
             assert not session.workers(), "a refused worker must leave nothing behind"
             return
-        partition = ""
+        made: Partition | None = None
         if mode == "partitioned":
             template = partition_template(devices[0], request)
             with works("isolation partitioned is claimed, so create_partition() must work"):
-                partition = session.create_partition(devices[0].uuid, template).uuid
-            spec = dataclasses.replace(spec, devices=(partition,), partition_template=template)
+                made = session.create_partition(devices[0].uuid, template)
+            spec = dataclasses.replace(spec, partitions=(made.uuid,), partition_template=template)
         with works(f"isolation {mode} is claimed, so prepare() must accept it"):
             prepared = session.prepare(spec)
         assert prepared.enforcement == level, (
@@ -69,10 +76,15 @@ class IsolationConformance(Conformance):
             with rig.load(prepared):
                 rows = self.loaded_usage(rig, session, f"enforcement {level} of isolation {mode}")
             slack = CONTROLLED if level is Enforcement.COOPERATIVE else EXACT
-            check_within(rows, spec.share, slack, f"enforcement {level} of isolation {mode}")
+            amounts = (made.compute_gflops, made.vram_bytes) if made else ()
+            share = Share(*amounts, *amounts) if amounts else spec.share
+            check_within(rows, share, slack, f"enforcement {level} of isolation {mode}")
+        if made is not None:
+            with refused("remove_partition must refuse a partition that a worker uses"):
+                session.remove_partition(made.uuid)
         session.release(spec.worker)
-        if partition:
-            session.remove_partition(partition)
+        if made is not None:
+            session.remove_partition(made.uuid)
 
     def test_changed_limits_bind(
         self, rig: Rig, session: NodeBackend, devices: Sequence[DeviceInfo]

@@ -160,7 +160,11 @@ class AcmeSession:
         with self._lock:
             return [tenant.spec for tenant in self._state.tenants.values()]
 
-    def create_partition(self, uuid: str, template: str) -> Partition:
+    def partitions(self) -> Sequence[Partition]:
+        """Return nothing: no partitions are offered."""
+        return ()
+
+    def create_partition(self, uuid: str, template: str, start: int | None = None) -> Partition:
         """Refuse: the capability is not claimed."""
         raise BackendError(VENDOR, f"device {uuid}: partitions are not offered")
 

@@ -25,6 +25,7 @@ from tensorfusion.spi.backend import (
     WorkerSpec,
     WorkerUsage,
 )
+from tensorfusion.spi.limited import Attested, LimiterFaults
 from tensorfusion_nvidia.devices import Found, find_devices, read_metrics
 from tensorfusion_nvidia.limiter import levels, open_enforcer
 from tensorfusion_nvidia.links import find_links
@@ -162,7 +163,26 @@ class NvidiaSession:
         with self._lock:
             return list(self._state.workers.values())
 
-    def create_partition(self, uuid: str, template: str) -> Partition:
+    def beat(self) -> None:
+        """Give every limited worker a sign of life."""
+        with self._lock:
+            if self._enforcer is not None:
+                self._enforcer.beat()
+
+    def attest(self, worker: str) -> Sequence[Attested]:
+        """What the processes of a worker attest; nothing without the limiter."""
+        return () if self._enforcer is None else self._enforcer.attest(worker)
+
+    def faults(self, worker: str) -> LimiterFaults:
+        """Counters of a worker's limiter; zeros without one."""
+        with self._lock:
+            return LimiterFaults() if self._enforcer is None else self._enforcer.faults(worker)
+
+    def partitions(self) -> Sequence[Partition]:
+        """Return nothing: no partitions are offered."""
+        return ()
+
+    def create_partition(self, uuid: str, template: str, start: int | None = None) -> Partition:
         """Refuse: MIG is not driven yet."""
         raise BackendError(VENDOR, f"device {uuid}: partitions are not offered yet")
 

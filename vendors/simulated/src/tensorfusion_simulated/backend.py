@@ -63,6 +63,7 @@ class SimulatedBackend:
             isolation = driver_module().ENFORCEMENT
         return Capabilities(
             isolation=isolation,
+            partitions="partitioned" in isolation,
             metrics=True,
             process_usage=True,
             live_limits=True,

@@ -16,11 +16,17 @@ NodeName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]{0,240}[a-z
 
 
 class CardGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Some cards of one model. ``numa`` puts them all in one domain; None spreads them evenly."""
+    """Some cards of one model.
+
+    Attributes:
+        numa: Domain of them all; None spreads them evenly.
+        partitioned: They are set up for hardware partitions and take nothing else.
+    """
 
     model: str
     count: Count = 1
     numa: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    partitioned: bool = False
 
 
 class NodeDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,7 +87,7 @@ def expand(settings: SimulatedSettings) -> dict[str, list[CardGroup]]:
     result: dict[str, list[CardGroup]] = {}
     for node in nodes or DEFAULT_NODES:
         for group in node.gpus:
-            _check_model(node.name, group.model)
+            _check(node.name, group, settings.fidelity)
         names = [node.name] if node.count == 1 else [f"{node.name}-{i}" for i in range(node.count)]
         for name in names:
             if name in result:
@@ -90,11 +96,14 @@ def expand(settings: SimulatedSettings) -> dict[str, list[CardGroup]]:
     return result
 
 
-def _check_model(node: str, model: str) -> None:
+def _check(node: str, group: CardGroup, fidelity: str) -> None:
     try:
-        find_card(model)
+        card = find_card(group.model)
     except ConfigError as error:
         raise ConfigError(f"simulated node {node!r}: {error}") from error
+    if group.partitioned and (card.geometry is None or fidelity != "model"):
+        why = f"{card.model} has no partitions" if card.geometry is None else "needs fidelity model"
+        raise ConfigError(f"simulated node {node!r}: gpus.partitioned: {why}")
 
 
 def _read(path: Path) -> list[NodeDescription]:

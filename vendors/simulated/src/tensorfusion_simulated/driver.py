@@ -23,6 +23,7 @@ from tensorfusion.spi.backend import (
     WorkerSpec,
     WorkerUsage,
 )
+from tensorfusion.spi.limited import Attested, LimiterFaults
 from tensorfusion_native.enforcement import Counters, Enforcer
 from tensorfusion_native.libraries import libraries
 from tensorfusion_native.metering import Meter
@@ -204,7 +205,25 @@ class DriverSession:
         with self._lock:
             return list(self._state.workers.values())
 
-    def create_partition(self, uuid: str, template: str) -> Partition:
+    def beat(self) -> None:
+        """Give every worker a sign of life."""
+        with self._lock:
+            self._enforcer.beat()
+
+    def attest(self, worker: str) -> Sequence[Attested]:
+        """What the processes of a worker attest."""
+        return self._enforcer.attest(worker)
+
+    def faults(self, worker: str) -> LimiterFaults:
+        """Counters of a worker's limiter."""
+        with self._lock:
+            return self._enforcer.faults(worker)
+
+    def partitions(self) -> Sequence[Partition]:
+        """Return nothing: no partitions are offered."""
+        return ()
+
+    def create_partition(self, uuid: str, template: str, start: int | None = None) -> Partition:
         """Refuse: the simulated driver cuts no partitions."""
         raise BackendError("simulated", f"device {uuid}: partitions are not offered")
 

@@ -28,6 +28,7 @@ from tensorfusion_simulated.card import SimulatedCard, Tenant
 from tensorfusion_simulated.description import CardGroup
 from tensorfusion_simulated.links import find_links
 from tensorfusion_simulated.load import Profile, default_profile, parse_profile
+from tensorfusion_simulated.partitions import Partitions
 from tensorfusion_simulated.state import (
     CardState,
     CounterState,
@@ -52,6 +53,7 @@ SOUND = Fault()
 ENFORCEMENT: Mapping[str, Enforcement] = {
     "shared": Enforcement.NONE,
     "soft": Enforcement.SIMULATED,
+    "partitioned": Enforcement.SIMULATED,
 }
 """Isolation mode to what binds: a shared worker has its cards to itself and no limits on them."""
 
@@ -78,7 +80,9 @@ class SimulatedSession:
         self._started: dict[str, float] = {}
         self._checkpointed = context.clock.monotonic()
         self._build()
-        self._restore(load_state(self._state_file))
+        state = load_state(self._state_file)
+        self._partitions = Partitions(state.partitions)
+        self._restore(state)
         self._save()
 
     def discover(self) -> Sequence[DeviceInfo]:
@@ -118,6 +122,8 @@ class SimulatedSession:
         with self._lock:
             self._read_faults()
             self._check_devices(spec)
+            if spec.isolation == "partitioned":
+                self._partitions.check(spec, self._specs)
             known = self._specs.get(spec.worker)
             if known != spec:
                 profile = _profile(spec)
@@ -129,7 +135,7 @@ class SimulatedSession:
                 self._attach(spec, profile, counters)
                 self._note(spec.worker)
         return PreparedWorker(
-            env={"TENSORFUSION_SIMULATED_DEVICES": ",".join(spec.devices)},
+            env={"TENSORFUSION_SIMULATED_DEVICES": ",".join(spec.partitions or spec.devices)},
             enforcement=ENFORCEMENT[spec.isolation],
         )
 
@@ -139,12 +145,16 @@ class SimulatedSession:
             spec = self._specs.get(worker)
             if spec is None:
                 raise BackendError("simulated", f"worker {worker!r} was not prepared")
+            if spec.isolation == "partitioned":
+                raise BackendError(
+                    "simulated", f"worker {worker}: a partition has the size of its template"
+                )
             self._advance(spec.devices)
             self._specs[worker] = changed = dataclasses.replace(spec, share=share)
             for uuid in spec.devices:
                 card = self._cards.get(uuid)
                 if card is not None and worker in card.tenants:
-                    card.tenants[worker].share = _binding_share(changed, card.card)
+                    card.tenants[worker].share = self._binding_share(changed, card)
             self._note(worker)
 
     def release(self, worker: str) -> None:
@@ -162,12 +172,31 @@ class SimulatedSession:
         with self._lock:
             return list(self._specs.values())
 
-    def create_partition(self, uuid: str, template: str) -> Partition:
-        """Refuse: the model fidelity cuts no partitions."""
-        raise BackendError("simulated", f"device {uuid}: partitions are not offered")
+    def partitions(self) -> Sequence[Partition]:
+        """List the partitions in order of card and slot."""
+        with self._lock:
+            return self._partitions.all()
+
+    def create_partition(self, uuid: str, template: str, start: int | None = None) -> Partition:
+        """Cut a card by the catalogue's table of its model."""
+        with self._lock:
+            card = self._cards.get(uuid)
+            if card is None or self._is_gone(uuid):
+                raise BackendError("simulated", f"no device {uuid!r} here")
+            whole = next((s for s in self._specs.values() if uuid in s.devices), None)
+            if whole is not None and whole.isolation != "partitioned":
+                raise BackendError(
+                    "simulated", f"device {uuid}: worker {whole.worker} uses it as a whole"
+                )
+            made = self._partitions.create(uuid, card.card, template, start)
+            self._save()
+            return made
 
     def remove_partition(self, uuid: str) -> None:
-        """Do nothing: there is none."""
+        """Give a partition back."""
+        with self._lock:
+            if self._partitions.remove(uuid, self._specs):
+                self._save()
 
     def snapshot(self, worker: str, target: Path) -> None:
         """Refuse: the model fidelity has no device state."""
@@ -195,7 +224,8 @@ class SimulatedSession:
                 numa = group.numa if group.numa is not None else index * 2 // max(total, 2)
                 if uuid not in self._cards:
                     self._cards[uuid] = SimulatedCard(uuid, card, now)
-                    self._infos.append(_info(card, uuid, index, numa))
+                    info = _info(card, uuid, index, numa)
+                    self._infos.append(dataclasses.replace(info, partitioned=group.partitioned))
                 index += 1
 
     def _restore(self, state: SessionState) -> None:
@@ -226,7 +256,7 @@ class SimulatedSession:
             before = counters.get(uuid, CounterState())
             card.tenants[spec.worker] = Tenant(
                 worker=spec.worker,
-                share=_binding_share(spec, card.card),
+                share=self._binding_share(spec, card),
                 profile=profile,
                 started=self._started[spec.worker],
                 vram_bytes=before.vram_bytes,
@@ -234,6 +264,18 @@ class SimulatedSession:
                 oom_total=before.oom_total,
                 refused=before.refused,
             )
+
+    def _binding_share(self, spec: WorkerSpec, card: SimulatedCard) -> Share:
+        """The share that the model holds a worker to."""
+        if spec.isolation == "partitioned":
+            return self._partitions.share_on(spec, card.uuid)
+        if ENFORCEMENT[spec.isolation] is not Enforcement.NONE:
+            return spec.share
+        return dataclasses.replace(
+            spec.share,
+            limit_gflops=card.card.compute_gflops,
+            limit_vram_bytes=card.card.vram_bytes,
+        )
 
     def _detach(self, worker: str) -> None:
         spec = self._specs.pop(worker)
@@ -323,6 +365,7 @@ class SimulatedSession:
             cards={
                 u: CardState(joules=c.joules, celsius=c.celsius) for u, c in self._cards.items()
             },
+            partitions=self._partitions.state(),
         )
         try:
             write_atomic(self._state_file, msgspec.json.encode(state))
@@ -355,15 +398,6 @@ def _profile(spec: WorkerSpec) -> Profile:
         spec.worker,
         spec.share.request_gflops,
         spec.share.request_vram_bytes,
-    )
-
-
-def _binding_share(spec: WorkerSpec, card: Card) -> Share:
-    """The share that the model holds a worker to."""
-    if ENFORCEMENT[spec.isolation] is not Enforcement.NONE:
-        return spec.share
-    return dataclasses.replace(
-        spec.share, limit_gflops=card.compute_gflops, limit_vram_bytes=card.vram_bytes
     )
 
 

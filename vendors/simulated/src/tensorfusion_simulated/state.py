@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from tensorfusion.errors import BackendError
-from tensorfusion.spi.backend import Share, WorkerSpec
+from tensorfusion.spi.backend import WorkerSpec
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
@@ -50,6 +50,7 @@ class SessionState(msgspec.Struct, kw_only=True):
 
     workers: dict[str, WorkerState] = {}
     cards: dict[str, CardState] = {}
+    partitions: list[dict[str, Any]] = []
 
 
 class Fault(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -153,5 +154,4 @@ def spec_to_json(spec: WorkerSpec) -> dict[str, Any]:
 
 def spec_from_json(data: dict[str, Any]) -> WorkerSpec:
     """Restore a spec."""
-    share = Share(**data["share"])
-    return WorkerSpec(**{**data, "share": share, "devices": tuple(data["devices"])})
+    return msgspec.convert(data, WorkerSpec)
