@@ -31,6 +31,7 @@ enum tf_real {
   REAL_cuMemAlloc_v2,
   REAL_cuMemAllocPitch_v2,
   REAL_cuMemAllocManaged,
+  REAL_cuMemAdvise,
   REAL_cuMemFree_v2,
   REAL_cuMemAllocAsync,
   REAL_cuMemAllocAsync_ptsz,
@@ -54,6 +55,8 @@ enum tf_real {
   REAL_cuArrayDestroy,
   REAL_cuMipmappedArrayCreate,
   REAL_cuMipmappedArrayDestroy,
+  REAL_cuStreamSynchronize,
+  REAL_cuStreamSynchronize_ptsz,
   REAL_cuStreamBeginCapture_v2,
   REAL_cuStreamBeginCapture_v2_ptsz,
   REAL_cuStreamBeginCaptureToGraph,
@@ -129,6 +132,7 @@ typedef CUresult call_cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes);
 typedef CUresult call_cuMemAlloc_v2(CUdeviceptr *address, size_t bytes);
 typedef CUresult call_cuMemAllocPitch_v2(CUdeviceptr *address, size_t *pitch, size_t width, size_t height, unsigned element);
 typedef CUresult call_cuMemAllocManaged(CUdeviceptr *address, size_t bytes, unsigned flags);
+typedef CUresult call_cuMemAdvise(CUdeviceptr address, size_t bytes, int advice, CUdevice device);
 typedef CUresult call_cuMemFree_v2(CUdeviceptr address);
 typedef CUresult call_cuMemAllocAsync(CUdeviceptr *address, size_t bytes, CUstream stream);
 typedef CUresult call_cuMemAllocAsync_ptsz(CUdeviceptr *address, size_t bytes, CUstream stream);
@@ -152,6 +156,8 @@ typedef CUresult call_cuArray3DCreate_v2(CUarray *array, const CUDA_ARRAY3D_DESC
 typedef CUresult call_cuArrayDestroy(CUarray array);
 typedef CUresult call_cuMipmappedArrayCreate(CUmipmappedArray *array, const CUDA_ARRAY3D_DESCRIPTOR *shape, unsigned levels);
 typedef CUresult call_cuMipmappedArrayDestroy(CUmipmappedArray array);
+typedef CUresult call_cuStreamSynchronize(CUstream stream);
+typedef CUresult call_cuStreamSynchronize_ptsz(CUstream stream);
 typedef CUresult call_cuStreamBeginCapture_v2(CUstream stream, int mode);
 typedef CUresult call_cuStreamBeginCapture_v2_ptsz(CUstream stream, int mode);
 typedef CUresult call_cuStreamBeginCaptureToGraph(CUstream stream, CUgraph graph, const CUgraphNode *dependencies, const CUgraphEdgeData *edges, size_t count, int mode);
@@ -227,6 +233,7 @@ typedef nvmlReturn_t call_nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t d
   TF_REAL(cuMemAlloc_v2) \
   TF_REAL(cuMemAllocPitch_v2) \
   TF_REAL(cuMemAllocManaged) \
+  TF_REAL(cuMemAdvise) \
   TF_REAL(cuMemFree_v2) \
   TF_REAL(cuMemAllocAsync) \
   TF_REAL(cuMemAllocAsync_ptsz) \
@@ -250,6 +257,8 @@ typedef nvmlReturn_t call_nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t d
   TF_REAL(cuArrayDestroy) \
   TF_REAL(cuMipmappedArrayCreate) \
   TF_REAL(cuMipmappedArrayDestroy) \
+  TF_REAL(cuStreamSynchronize) \
+  TF_REAL(cuStreamSynchronize_ptsz) \
   TF_REAL(cuStreamBeginCapture_v2) \
   TF_REAL(cuStreamBeginCapture_v2_ptsz) \
   TF_REAL(cuStreamBeginCaptureToGraph) \

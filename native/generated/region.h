@@ -7,8 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define TF_LAYOUT_VERSION 1u
-#define TF_LAYOUT_HASH 3669260715u
+#define TF_LAYOUT_VERSION 2u
+#define TF_LAYOUT_HASH 2328484364u
 #define TF_DEVICES 16u /* Devices that one worker may be limited on. */
 #define TF_PROCESSES 512u /* Processes of one worker that may be attached at a time. */
 #define TF_LIMITS_MAGIC 21472694521579092ull /* First eight bytes of the limits file. */
@@ -16,12 +16,17 @@
 #define TF_WHOLE_DEVICE_PPM 1000000u /* A compute share that limits nothing. */
 #define TF_POLICY_OPEN 0u /* A fault of ours lets work through. */
 #define TF_POLICY_CLOSED 1u /* A fault of ours holds work back. */
+#define TF_FULL_DENY 0u /* An allocation within the cap that meets a full card is refused at once. */
+#define TF_FULL_WAIT 1u /* It waits until it fits or the deadline has passed. */
+#define TF_FULL_SPILL 2u /* It goes to host memory. */
+#define TF_FULL_EVICT 3u /* As full_wait, while the owner is asked to make room. */
 
 /* What a worker may use of one device. */
 struct tf_device_limit {
   char uuid[48]; /* The driver's name of the device, `GPU-...`. */
   uint64_t vram_bytes; /* Cap of all allocations together; 0 is no cap. */
   uint64_t context_bytes; /* What the driver takes for one context. */
+  uint64_t spill_bytes; /* Cap of what may be in host memory instead, under full_spill; 0 is none at all. */
   uint32_t compute_ppm; /* Share of the device's time in millionths; 0 and 1000000 are no cap. */
   uint32_t contended; /* 1: other workers were active in the last measurement. */
   uint64_t measured_busy_ns; /* Busy time of the worker on the device so far, as measured outside. */
@@ -30,11 +35,12 @@ struct tf_device_limit {
 _Static_assert(offsetof(struct tf_device_limit, uuid) == 0, "device_limit.uuid");
 _Static_assert(offsetof(struct tf_device_limit, vram_bytes) == 48, "device_limit.vram_bytes");
 _Static_assert(offsetof(struct tf_device_limit, context_bytes) == 56, "device_limit.context_bytes");
-_Static_assert(offsetof(struct tf_device_limit, compute_ppm) == 64, "device_limit.compute_ppm");
-_Static_assert(offsetof(struct tf_device_limit, contended) == 68, "device_limit.contended");
-_Static_assert(offsetof(struct tf_device_limit, measured_busy_ns) == 72, "device_limit.measured_busy_ns");
-_Static_assert(offsetof(struct tf_device_limit, measured_at_ns) == 80, "device_limit.measured_at_ns");
-_Static_assert(sizeof(struct tf_device_limit) == 88, "device_limit");
+_Static_assert(offsetof(struct tf_device_limit, spill_bytes) == 64, "device_limit.spill_bytes");
+_Static_assert(offsetof(struct tf_device_limit, compute_ppm) == 72, "device_limit.compute_ppm");
+_Static_assert(offsetof(struct tf_device_limit, contended) == 76, "device_limit.contended");
+_Static_assert(offsetof(struct tf_device_limit, measured_busy_ns) == 80, "device_limit.measured_busy_ns");
+_Static_assert(offsetof(struct tf_device_limit, measured_at_ns) == 88, "device_limit.measured_at_ns");
+_Static_assert(sizeof(struct tf_device_limit) == 96, "device_limit");
 
 /* The limits file: written by the owner (hypervisor or launcher), mapped read-only by the tenant. */
 struct tf_limits {
@@ -45,8 +51,10 @@ struct tf_limits {
   uint32_t device_count; /* Rows in use. */
   uint32_t policy; /* policy_open or policy_closed. */
   uint32_t heartbeat_needed; /* 1: a stale heartbeat is a fault. */
+  uint32_t full_policy; /* What an allocation within the cap does when the card is full: full_deny, full_wait, full_spill or full_evict. */
+  uint32_t full_wait_ms; /* How long it may wait under full_wait and full_evict. */
   _Atomic uint64_t heartbeat_ns; /* The owner's last sign of life, CLOCK_MONOTONIC; outside the checksum. */
-  uint64_t checksum; /* FNV-1a (64 bit) of device_count, policy, heartbeat_needed, four zero bytes and the rows in use. */
+  uint64_t checksum; /* FNV-1a (64 bit) of device_count, policy, heartbeat_needed, full_policy, full_wait_ms, four zero bytes and the rows in use. */
   struct tf_device_limit devices[16]; /* One row per device. */
 };
 _Static_assert(offsetof(struct tf_limits, magic) == 0, "limits.magic");
@@ -56,10 +64,12 @@ _Static_assert(offsetof(struct tf_limits, sequence) == 16, "limits.sequence");
 _Static_assert(offsetof(struct tf_limits, device_count) == 20, "limits.device_count");
 _Static_assert(offsetof(struct tf_limits, policy) == 24, "limits.policy");
 _Static_assert(offsetof(struct tf_limits, heartbeat_needed) == 28, "limits.heartbeat_needed");
-_Static_assert(offsetof(struct tf_limits, heartbeat_ns) == 32, "limits.heartbeat_ns");
-_Static_assert(offsetof(struct tf_limits, checksum) == 40, "limits.checksum");
-_Static_assert(offsetof(struct tf_limits, devices) == 48, "limits.devices");
-_Static_assert(sizeof(struct tf_limits) == 1456, "limits");
+_Static_assert(offsetof(struct tf_limits, full_policy) == 32, "limits.full_policy");
+_Static_assert(offsetof(struct tf_limits, full_wait_ms) == 36, "limits.full_wait_ms");
+_Static_assert(offsetof(struct tf_limits, heartbeat_ns) == 40, "limits.heartbeat_ns");
+_Static_assert(offsetof(struct tf_limits, checksum) == 48, "limits.checksum");
+_Static_assert(offsetof(struct tf_limits, devices) == 56, "limits.devices");
+_Static_assert(sizeof(struct tf_limits) == 1592, "limits");
 
 /* What one process has on one device, in bytes by class. */
 struct tf_device_use {
@@ -70,6 +80,8 @@ struct tf_device_use {
   uint64_t array_bytes; /* Arrays and mipmapped arrays. */
   uint64_t context_bytes; /* Contexts. */
   uint64_t graph_bytes; /* Allocation nodes of instantiated graphs. */
+  uint64_t spilled_bytes; /* What was asked of the card and is in host memory, because the card was full. */
+  uint64_t wanted_bytes; /* No class: what its threads wait for now, because the card is full. */
 };
 _Static_assert(offsetof(struct tf_device_use, plain_bytes) == 0, "device_use.plain_bytes");
 _Static_assert(offsetof(struct tf_device_use, managed_bytes) == 8, "device_use.managed_bytes");
@@ -78,7 +90,9 @@ _Static_assert(offsetof(struct tf_device_use, physical_bytes) == 24, "device_use
 _Static_assert(offsetof(struct tf_device_use, array_bytes) == 32, "device_use.array_bytes");
 _Static_assert(offsetof(struct tf_device_use, context_bytes) == 40, "device_use.context_bytes");
 _Static_assert(offsetof(struct tf_device_use, graph_bytes) == 48, "device_use.graph_bytes");
-_Static_assert(sizeof(struct tf_device_use) == 56, "device_use");
+_Static_assert(offsetof(struct tf_device_use, spilled_bytes) == 56, "device_use.spilled_bytes");
+_Static_assert(offsetof(struct tf_device_use, wanted_bytes) == 64, "device_use.wanted_bytes");
+_Static_assert(sizeof(struct tf_device_use) == 72, "device_use");
 
 /* One attached process, identified by pid, start time and pid namespace. */
 struct tf_process {
@@ -93,13 +107,20 @@ _Static_assert(offsetof(struct tf_process, reserved) == 4, "process.reserved");
 _Static_assert(offsetof(struct tf_process, start_ticks) == 8, "process.start_ticks");
 _Static_assert(offsetof(struct tf_process, pid_namespace) == 16, "process.pid_namespace");
 _Static_assert(offsetof(struct tf_process, devices) == 24, "process.devices");
-_Static_assert(sizeof(struct tf_process) == 920, "process");
+_Static_assert(sizeof(struct tf_process) == 1176, "process");
 
 /* The state of one device that the processes of the worker share. */
 struct tf_device_state {
   _Atomic uint64_t used_bytes; /* Sum over all processes and classes. */
   uint64_t peak_bytes; /* The most it ever was. */
   _Atomic uint64_t denied; /* Allocations refused at the cap. */
+  _Atomic uint64_t spilled_bytes; /* The part of used_bytes that is in host memory. */
+  _Atomic uint64_t spilled_total_bytes; /* Bytes that ever went to host memory. */
+  _Atomic uint64_t wanted_bytes; /* Sum of what the processes wait for. */
+  _Atomic uint64_t full_denied; /* Allocations within the cap that were refused because the card was full. */
+  _Atomic uint64_t full_waits; /* Allocations that waited for room on the card. */
+  _Atomic uint64_t full_waited_ns; /* How long they waited, summed over threads. */
+  _Atomic uint64_t evict_requests; /* Allocations for which the owner was asked to make room. */
   _Atomic uint64_t ready_at_ns; /* When the time already spent will have been earned: launches are admitted before it. */
   _Atomic uint64_t charged_ns; /* Device time charged so far, before trim; counted when it may be used, not when it is reserved. */
   _Atomic uint64_t launches; /* Launches admitted under a share, added whenever one is timed. */
@@ -112,15 +133,22 @@ struct tf_device_state {
 _Static_assert(offsetof(struct tf_device_state, used_bytes) == 0, "device_state.used_bytes");
 _Static_assert(offsetof(struct tf_device_state, peak_bytes) == 8, "device_state.peak_bytes");
 _Static_assert(offsetof(struct tf_device_state, denied) == 16, "device_state.denied");
-_Static_assert(offsetof(struct tf_device_state, ready_at_ns) == 24, "device_state.ready_at_ns");
-_Static_assert(offsetof(struct tf_device_state, charged_ns) == 32, "device_state.charged_ns");
-_Static_assert(offsetof(struct tf_device_state, launches) == 40, "device_state.launches");
-_Static_assert(offsetof(struct tf_device_state, throttled_ns) == 48, "device_state.throttled_ns");
-_Static_assert(offsetof(struct tf_device_state, trim_ppm) == 56, "device_state.trim_ppm");
-_Static_assert(offsetof(struct tf_device_state, share_ppm) == 60, "device_state.share_ppm");
-_Static_assert(offsetof(struct tf_device_state, contended) == 64, "device_state.contended");
-_Static_assert(offsetof(struct tf_device_state, longest_us) == 68, "device_state.longest_us");
-_Static_assert(sizeof(struct tf_device_state) == 72, "device_state");
+_Static_assert(offsetof(struct tf_device_state, spilled_bytes) == 24, "device_state.spilled_bytes");
+_Static_assert(offsetof(struct tf_device_state, spilled_total_bytes) == 32, "device_state.spilled_total_bytes");
+_Static_assert(offsetof(struct tf_device_state, wanted_bytes) == 40, "device_state.wanted_bytes");
+_Static_assert(offsetof(struct tf_device_state, full_denied) == 48, "device_state.full_denied");
+_Static_assert(offsetof(struct tf_device_state, full_waits) == 56, "device_state.full_waits");
+_Static_assert(offsetof(struct tf_device_state, full_waited_ns) == 64, "device_state.full_waited_ns");
+_Static_assert(offsetof(struct tf_device_state, evict_requests) == 72, "device_state.evict_requests");
+_Static_assert(offsetof(struct tf_device_state, ready_at_ns) == 80, "device_state.ready_at_ns");
+_Static_assert(offsetof(struct tf_device_state, charged_ns) == 88, "device_state.charged_ns");
+_Static_assert(offsetof(struct tf_device_state, launches) == 96, "device_state.launches");
+_Static_assert(offsetof(struct tf_device_state, throttled_ns) == 104, "device_state.throttled_ns");
+_Static_assert(offsetof(struct tf_device_state, trim_ppm) == 112, "device_state.trim_ppm");
+_Static_assert(offsetof(struct tf_device_state, share_ppm) == 116, "device_state.share_ppm");
+_Static_assert(offsetof(struct tf_device_state, contended) == 120, "device_state.contended");
+_Static_assert(offsetof(struct tf_device_state, longest_us) == 124, "device_state.longest_us");
+_Static_assert(sizeof(struct tf_device_state) == 128, "device_state");
 
 /* The ledger file: written by the worker's processes. */
 struct tf_ledger {
@@ -146,7 +174,7 @@ _Static_assert(offsetof(struct tf_ledger, fail_closed) == 104, "ledger.fail_clos
 _Static_assert(offsetof(struct tf_ledger, recovered) == 112, "ledger.recovered");
 _Static_assert(offsetof(struct tf_ledger, bad_limits) == 120, "ledger.bad_limits");
 _Static_assert(offsetof(struct tf_ledger, states) == 128, "ledger.states");
-_Static_assert(offsetof(struct tf_ledger, processes) == 1280, "ledger.processes");
-_Static_assert(sizeof(struct tf_ledger) == 472320, "ledger");
+_Static_assert(offsetof(struct tf_ledger, processes) == 2176, "ledger.processes");
+_Static_assert(sizeof(struct tf_ledger) == 604288, "ledger");
 
 #endif

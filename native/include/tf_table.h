@@ -27,6 +27,9 @@ bool tf_table_get(struct tf_table *table, uint64_t key, struct tf_entry *found);
 bool tf_table_take(struct tf_table *table, uint64_t key, struct tf_entry *found);
 /* Change an entry in place under the lock: `change` returns true to remove it. False: there is none. */
 bool tf_table_change(struct tf_table *table, uint64_t key, bool (*change)(struct tf_entry *, void *), void *context);
+/* Copies the first entry that `match` picks, in no order. */
+bool tf_table_find(struct tf_table *table, bool (*match)(const struct tf_entry *, void *), void *context,
+                   struct tf_entry *found);
 /* Removes the first entry that `match` picks. */
 bool tf_table_take_match(struct tf_table *table, bool (*match)(const struct tf_entry *, void *), void *context,
                          struct tf_entry *found);

@@ -117,7 +117,9 @@ TF_EXPORT CUresult cuGraphInstantiate_v2(CUgraphExec *executable, CUgraph graph,
   uint64_t bytes;
   CUresult result = reserve(graph, &row, &bytes);
   if (result) return result;
-  return settle(REAL(cuGraphInstantiate_v2)(executable, graph, error_node, log, log_bytes), executable, row, bytes);
+  TF_PATIENTLY(result, row, TF_GRAPH, bytes,
+               REAL(cuGraphInstantiate_v2)(executable, graph, error_node, log, log_bytes));
+  return settle(result, executable, row, bytes);
 }
 
 TF_EXPORT CUresult cuGraphInstantiateWithFlags(CUgraphExec *executable, CUgraph graph, unsigned long long flags) {
@@ -125,7 +127,8 @@ TF_EXPORT CUresult cuGraphInstantiateWithFlags(CUgraphExec *executable, CUgraph 
   uint64_t bytes;
   CUresult result = reserve(graph, &row, &bytes);
   if (result) return result;
-  return settle(REAL(cuGraphInstantiateWithFlags)(executable, graph, flags), executable, row, bytes);
+  TF_PATIENTLY(result, row, TF_GRAPH, bytes, REAL(cuGraphInstantiateWithFlags)(executable, graph, flags));
+  return settle(result, executable, row, bytes);
 }
 
 static CUresult with_parameters(call_cuGraphInstantiateWithParams *real, CUgraphExec *executable, CUgraph graph,
@@ -134,7 +137,8 @@ static CUresult with_parameters(call_cuGraphInstantiateWithParams *real, CUgraph
   uint64_t bytes;
   CUresult result = reserve(graph, &row, &bytes);
   if (result) return result;
-  return settle(real(executable, graph, parameters), executable, row, bytes);
+  TF_PATIENTLY(result, row, TF_GRAPH, bytes, real(executable, graph, parameters));
+  return settle(result, executable, row, bytes);
 }
 TF_EXPORT CUresult cuGraphInstantiateWithParams(CUgraphExec *executable, CUgraph graph, void *parameters) {
   return with_parameters(REAL(cuGraphInstantiateWithParams), executable, graph, parameters);

@@ -13,7 +13,7 @@
 
 #include "limiter.h"
 
-_Static_assert(sizeof(struct tf_device_use) == TF_CLASSES * sizeof(uint64_t), "one word per class");
+_Static_assert(offsetof(struct tf_device_use, wanted_bytes) == TF_CLASSES * sizeof(uint64_t), "one word per class");
 
 static uint64_t *word(struct tf_process *process, int row, enum tf_class class) {
   return &((uint64_t *)&process->devices[row])[class];
@@ -21,12 +21,17 @@ static uint64_t *word(struct tf_process *process, int row, enum tf_class class) 
 
 void tf_sum_again(void) {
   for (uint32_t row = 0; row < TF_DEVICES; row++) {
-    uint64_t total = 0;
-    for (uint32_t i = 0; i < TF_PROCESSES; i++)
-      if (atomic_load(&tf_ledger->processes[i].pid))
-        for (int class = 0; class < TF_CLASSES; class++)
-          total += *word(&tf_ledger->processes[i], (int)row, (enum tf_class)class);
+    uint64_t total = 0, spilled = 0, wanted = 0;
+    for (uint32_t i = 0; i < TF_PROCESSES; i++) {
+      struct tf_process *process = &tf_ledger->processes[i];
+      if (!atomic_load(&process->pid)) continue;
+      for (int class = 0; class < TF_CLASSES; class++) total += *word(process, (int)row, (enum tf_class)class);
+      spilled += process->devices[row].spilled_bytes;
+      wanted += process->devices[row].wanted_bytes;
+    }
     atomic_store(&tf_ledger->states[row].used_bytes, total);
+    atomic_store(&tf_ledger->states[row].spilled_bytes, spilled);
+    atomic_store(&tf_ledger->states[row].wanted_bytes, wanted);
   }
 }
 
@@ -88,6 +93,12 @@ CUresult tf_reserve(int row, enum tf_class class, uint64_t bytes) {
   return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
+/* Lock held. Never below zero. */
+static void lower(_Atomic uint64_t *sum, uint64_t bytes) {
+  uint64_t before = atomic_load(sum);
+  atomic_store(sum, before > bytes ? before - bytes : 0);
+}
+
 void tf_release(int row, enum tf_class class, uint64_t bytes) {
   if (row == TF_NO_ROW || !tf_self() || !bytes) return;
   struct tf_device_state *state = &tf_ledger->states[row];
@@ -96,8 +107,44 @@ void tf_release(int row, enum tf_class class, uint64_t bytes) {
   /* Never below zero, whatever was missed. */
   if (bytes > *own) bytes = *own;
   *own -= bytes;
-  uint64_t used = atomic_load(&state->used_bytes);
-  atomic_store(&state->used_bytes, used > bytes ? used - bytes : 0);
+  lower(&state->used_bytes, bytes);
+  if (class == TF_SPILLED) lower(&state->spilled_bytes, bytes);
+  bool wanted = atomic_load_explicit(&state->wanted_bytes, memory_order_relaxed) != 0;
+  tf_ledger_unlock();
+  if (wanted) tf_wake();
+}
+
+bool tf_spill_reserve(int row, enum tf_class class, uint64_t bytes) {
+  struct tf_device_state *state = &tf_ledger->states[row];
+  uint64_t cap = tf_view()->rows[row].spill_bytes;
+  tf_ledger_lock();
+  uint64_t spilled = atomic_load(&state->spilled_bytes);
+  bool fits = spilled <= cap && bytes <= cap - spilled && bytes <= *word(tf_self(), row, class);
+  if (fits) {
+    *word(tf_self(), row, class) -= bytes;
+    *word(tf_self(), row, TF_SPILLED) += bytes;
+    atomic_store(&state->spilled_bytes, spilled + bytes);
+  }
+  tf_ledger_unlock();
+  if (fits) atomic_fetch_add(&state->spilled_total_bytes, bytes);
+  return fits;
+}
+
+void tf_spill_undo(int row, enum tf_class class, uint64_t bytes) {
+  struct tf_device_state *state = &tf_ledger->states[row];
+  tf_ledger_lock();
+  *word(tf_self(), row, TF_SPILLED) -= bytes;
+  *word(tf_self(), row, class) += bytes;
+  lower(&state->spilled_bytes, bytes);
+  tf_ledger_unlock();
+  atomic_fetch_sub(&state->spilled_total_bytes, bytes);
+}
+
+void tf_want(int row, int64_t bytes) {
+  struct tf_device_state *state = &tf_ledger->states[row];
+  tf_ledger_lock();
+  tf_self()->devices[row].wanted_bytes += (uint64_t)bytes;
+  atomic_fetch_add(&state->wanted_bytes, (uint64_t)bytes);
   tf_ledger_unlock();
 }
 

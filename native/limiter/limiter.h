@@ -26,14 +26,16 @@ tf_dlsym *tf_find_dlsym(void);
 typedef void *tf_dlvsym(void *, const char *, const char *);
 tf_dlvsym *tf_find_dlvsym(void);
 uint64_t tf_now(void);                      /* the driver's clock: monotonic, or virtual on the simulator */
-void tf_wait_until(uint64_t when_ns);       /* ends early when the limits change */
+void tf_wait_until(uint64_t when_ns);       /* ends early when the limits change, or at tf_wake */
+void tf_wake(void);                         /* ends the waits of all processes of the worker */
 
 /* entry.c: our function instead of a real one that cuGetProcAddress found. */
 void tf_replace(const char *name, void **address, int version, uint64_t flags);
 
 /* region.c: the worker's files. */
 struct tf_view {
-  uint32_t device_count, policy, heartbeat_needed, reserved; /* reserved is zero: the checksum runs over it */
+  uint32_t device_count, policy, heartbeat_needed, full_policy, full_wait_ms;
+  uint32_t reserved; /* zero: the checksum runs over it */
   struct tf_device_limit rows[TF_DEVICES];
 };
 enum tf_mode { TF_UNKNOWN = 0, TF_OFF, TF_ATTACHED, TF_BROKEN };
@@ -58,15 +60,41 @@ bool tf_refused(void);                      /* closed policy and a fault of ours
 void tf_region_after_fork(void);
 
 /* ledger.c: bytes by class. */
-enum tf_class { TF_PLAIN, TF_MANAGED, TF_POOL, TF_PHYSICAL, TF_ARRAY, TF_CONTEXT, TF_GRAPH, TF_CLASSES };
+enum tf_class {
+  TF_PLAIN, TF_MANAGED, TF_POOL, TF_PHYSICAL, TF_ARRAY, TF_CONTEXT, TF_GRAPH, TF_SPILLED, TF_CLASSES
+};
 CUresult tf_reserve(int row, enum tf_class class, uint64_t bytes); /* out of memory at the cap */
 void tf_release(int row, enum tf_class class, uint64_t bytes);
+bool tf_spill_reserve(int row, enum tf_class class, uint64_t bytes); /* reserved bytes become spilled ones */
+void tf_spill_undo(int row, enum tf_class class, uint64_t bytes);
+void tf_want(int row, int64_t bytes);       /* more, or less, is waited for */
 uint64_t tf_used(int row);
 void tf_ledger_lock(void);
 void tf_ledger_unlock(void);
 void tf_recover_dead(void);
 void tf_sum_again(void);                    /* lock held: the sums from the processes' rows */
 uint64_t tf_pid_namespace(void);
+
+/* oversold.c: the card is full although the worker is within its cap. */
+struct tf_full {
+  uint64_t started_ns, step_ns; /* 0: did not wait yet */
+  bool trimmed, asked;
+};
+/* After each attempt: whether to make the next one. It has waited by then. False ends it. */
+bool tf_full_again(struct tf_full *full, int row, enum tf_class class, uint64_t bytes, CUresult result);
+#define TF_PATIENTLY(result, row, class, bytes, call)                        \
+  do {                                                                       \
+    struct tf_full full_ = {0};                                              \
+    do (result) = (call);                                                    \
+    while ((result) && tf_full_again(&full_, row, class, bytes, result));    \
+    if (full_.started_ns) tf_full_over(&full_, row, bytes);                  \
+  } while (0)
+void tf_full_over(struct tf_full *full, int row, uint64_t bytes);
+bool tf_spills(int row, CUresult result);   /* what failed so may go to host memory */
+/* Host memory instead, for bytes that are reserved as `class`; on success they are reserved as TF_SPILLED. */
+CUresult tf_spill(CUdeviceptr *address, uint64_t bytes, int row, enum tf_class *class);
+CUresult tf_spill_physical(CUmemGenericAllocationHandle *handle, uint64_t bytes, const CUmemAllocationProp *properties,
+                           unsigned long long flags, int row, enum tf_class *class);
 
 /* memory.c, pools.c, graphs.c */
 bool tf_trim_pools(int row);                /* gives back what our pools keep; true if anything was */

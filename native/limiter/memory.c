@@ -50,15 +50,17 @@ TF_EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) {
   int row = tf_current_row();
   CUresult result = tf_reserve(row, TF_PLAIN, tf_rounded(bytes));
   if (result) return result;
-  result = REAL(cuMemAlloc_v2)(address, bytes);
-  return settle(result, &addresses, result ? 0 : *address, TF_PLAIN, row, tf_rounded(bytes), current_context());
+  enum tf_class class = TF_PLAIN;
+  TF_PATIENTLY(result, row, class, tf_rounded(bytes), REAL(cuMemAlloc_v2)(address, bytes));
+  if (tf_spills(row, result)) result = tf_spill(address, tf_rounded(bytes), row, &class);
+  return settle(result, &addresses, result ? 0 : *address, class, row, tf_rounded(bytes), current_context());
 }
 
 TF_EXPORT CUresult cuMemAllocManaged(CUdeviceptr *address, size_t bytes, unsigned flags) {
   int row = tf_current_row();
   CUresult result = tf_reserve(row, TF_MANAGED, tf_rounded(bytes));
   if (result) return result;
-  result = REAL(cuMemAllocManaged)(address, bytes, flags);
+  TF_PATIENTLY(result, row, TF_MANAGED, tf_rounded(bytes), REAL(cuMemAllocManaged)(address, bytes, flags));
   return settle(result, &addresses, result ? 0 : *address, TF_MANAGED, row, tf_rounded(bytes), current_context());
 }
 
@@ -68,7 +70,9 @@ TF_EXPORT CUresult cuMemAllocPitch_v2(CUdeviceptr *address, size_t *pitch, size_
   uint64_t bytes = tf_rounded(tf_product(tf_rounded(width), height));
   CUresult result = tf_reserve(row, TF_PLAIN, bytes);
   if (result) return result;
-  result = REAL(cuMemAllocPitch_v2)(address, pitch, width, height, element);
+  enum tf_class class = TF_PLAIN;
+  TF_PATIENTLY(result, row, class, bytes, REAL(cuMemAllocPitch_v2)(address, pitch, width, height, element));
+  if (tf_spills(row, result) && !(result = tf_spill(address, bytes, row, &class))) *pitch = tf_rounded(width);
   uint64_t real = result ? bytes : tf_rounded(tf_product(*pitch, height));
   if (real > bytes && tf_reserve(row, TF_PLAIN, real - bytes)) {
     /* A wider pitch than expected does not fit after all. */
@@ -77,7 +81,7 @@ TF_EXPORT CUresult cuMemAllocPitch_v2(CUdeviceptr *address, size_t *pitch, size_
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
   if (real < bytes) tf_release(row, TF_PLAIN, bytes - real);
-  return settle(result, &addresses, result ? 0 : *address, TF_PLAIN, row, real, current_context());
+  return settle(result, &addresses, result ? 0 : *address, class, row, real, current_context());
 }
 
 static void forget(const struct tf_entry *entry) {
@@ -94,12 +98,19 @@ TF_EXPORT CUresult cuMemFree_v2(CUdeviceptr address) {
   return result;
 }
 
+/* Spilled memory came from no pool, so a stream cannot free it: what the stream still does with it is awaited here. */
+static CUresult free_spilled(CUdeviceptr address, CUstream stream, bool per_thread) {
+  CUresult result = (per_thread ? REAL(cuStreamSynchronize_ptsz) : REAL(cuStreamSynchronize))(stream);
+  return result ? result : REAL(cuMemFree_v2)(address);
+}
+
 static CUresult free_async(CUdeviceptr address, CUstream stream, bool per_thread) {
   call_cuMemFreeAsync *real = per_thread ? REAL(cuMemFreeAsync_ptsz) : REAL(cuMemFreeAsync);
   struct tf_entry entry;
   if (tf_is_capturing(stream, per_thread)) return real(address, stream);
   bool known = tf_table_take(&addresses, address, &entry);
-  CUresult result = real(address, stream);
+  bool spilled = known && entry.kind == TF_SPILLED;
+  CUresult result = spilled ? free_spilled(address, stream, per_thread) : real(address, stream);
   if (known && result) tf_table_put(&addresses, &entry);
   else if (known) forget(&entry);
   return result;
@@ -148,7 +159,7 @@ static void drop(uint64_t handle, int handles, int mapped) {
   struct reference change = {.handles = -handles, .mappings = -mapped};
   if (!tf_table_change(&physical, handle, refer, &change)) return;
   if (change.before.handles + change.before.mappings == (uint32_t)(handles + mapped))
-    tf_release((int)change.before.device, TF_PHYSICAL, change.before.bytes);
+    tf_release((int)change.before.device, (enum tf_class)change.before.kind, change.before.bytes);
 }
 
 TF_EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
@@ -158,13 +169,15 @@ TF_EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t byte
   int row = on_device ? tf_row_of_device(properties->location.id) : TF_NO_ROW;
   CUresult result = tf_reserve(row, TF_PHYSICAL, bytes);
   if (result && on_device) return result;
-  result = REAL(cuMemCreate)(handle, bytes, properties, flags);
+  enum tf_class class = TF_PHYSICAL;
+  TF_PATIENTLY(result, row, class, bytes, REAL(cuMemCreate)(handle, bytes, properties, flags));
+  if (tf_spills(row, result)) result = tf_spill_physical(handle, bytes, properties, flags, row, &class);
   if (row == TF_NO_ROW) return result;
   if (result) {
-    tf_release(row, TF_PHYSICAL, bytes);
+    tf_release(row, class, bytes);
     return result;
   }
-  struct tf_entry entry = {.key = *handle, .bytes = bytes, .kind = TF_PHYSICAL, .device = (uint32_t)row, .handles = 1};
+  struct tf_entry entry = {.key = *handle, .bytes = bytes, .kind = class, .device = (uint32_t)row, .handles = 1};
   tf_table_put(&physical, &entry);
   return result;
 }
@@ -179,7 +192,7 @@ TF_EXPORT CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
   if (!ours) return result;
   if (before.handles == 1 && !before.mappings) {
     if (result) tf_table_put(&physical, &before);
-    else tf_release((int)before.device, TF_PHYSICAL, before.bytes);
+    else tf_release((int)before.device, (enum tf_class)before.kind, before.bytes);
   } else if (!result) {
     drop(known, 1, 0);
   }
@@ -242,7 +255,7 @@ TF_EXPORT CUresult cuArrayCreate_v2(CUarray *array, const CUDA_ARRAY_DESCRIPTOR 
   uint64_t bytes = tf_array_bytes(&full, 0);
   CUresult result = reserve_array(bytes, &row);
   if (result) return result;
-  result = REAL(cuArrayCreate_v2)(array, shape);
+  TF_PATIENTLY(result, row, TF_ARRAY, bytes, REAL(cuArrayCreate_v2)(array, shape));
   return settle(result, &arrays, result ? 0 : (uint64_t)(uintptr_t)*array, TF_ARRAY, row, bytes, current_context());
 }
 
@@ -251,7 +264,7 @@ TF_EXPORT CUresult cuArray3DCreate_v2(CUarray *array, const CUDA_ARRAY3D_DESCRIP
   uint64_t bytes = shape ? tf_array_bytes(shape, 0) : 0;
   CUresult result = reserve_array(bytes, &row);
   if (result) return result;
-  result = REAL(cuArray3DCreate_v2)(array, shape);
+  TF_PATIENTLY(result, row, TF_ARRAY, bytes, REAL(cuArray3DCreate_v2)(array, shape));
   return settle(result, &arrays, result ? 0 : (uint64_t)(uintptr_t)*array, TF_ARRAY, row, bytes, current_context());
 }
 
@@ -261,7 +274,7 @@ TF_EXPORT CUresult cuMipmappedArrayCreate(CUmipmappedArray *array, const CUDA_AR
   uint64_t bytes = shape ? tf_mipmap_bytes(shape, levels) : 0;
   CUresult result = reserve_array(bytes, &row);
   if (result) return result;
-  result = REAL(cuMipmappedArrayCreate)(array, shape, levels);
+  TF_PATIENTLY(result, row, TF_ARRAY, bytes, REAL(cuMipmappedArrayCreate)(array, shape, levels));
   return settle(result, &arrays, result ? 0 : (uint64_t)(uintptr_t)*array, TF_ARRAY, row, bytes, current_context());
 }
 
@@ -302,7 +315,7 @@ TF_EXPORT CUresult cuCtxCreate_v2(CUcontext *context, unsigned flags, CUdevice d
   uint64_t bytes = context_bytes(row);
   CUresult result = tf_reserve(row, TF_CONTEXT, bytes);
   if (result) return result;
-  result = REAL(cuCtxCreate_v2)(context, flags, device);
+  TF_PATIENTLY(result, row, TF_CONTEXT, bytes, REAL(cuCtxCreate_v2)(context, flags, device));
   return settle(result, &contexts, result ? 0 : (uint64_t)(uintptr_t)*context, TF_CONTEXT, row, bytes, 0);
 }
 
@@ -312,7 +325,7 @@ TF_EXPORT CUresult cuCtxCreate_v3(CUcontext *context, void *affinity, int affini
   uint64_t bytes = context_bytes(row);
   CUresult result = tf_reserve(row, TF_CONTEXT, bytes);
   if (result) return result;
-  result = REAL(cuCtxCreate_v3)(context, affinity, affinities, flags, device);
+  TF_PATIENTLY(result, row, TF_CONTEXT, bytes, REAL(cuCtxCreate_v3)(context, affinity, affinities, flags, device));
   return settle(result, &contexts, result ? 0 : (uint64_t)(uintptr_t)*context, TF_CONTEXT, row, bytes, 0);
 }
 
@@ -321,7 +334,7 @@ TF_EXPORT CUresult cuCtxCreate_v4(CUcontext *context, void *parameters, unsigned
   uint64_t bytes = context_bytes(row);
   CUresult result = tf_reserve(row, TF_CONTEXT, bytes);
   if (result) return result;
-  result = REAL(cuCtxCreate_v4)(context, parameters, flags, device);
+  TF_PATIENTLY(result, row, TF_CONTEXT, bytes, REAL(cuCtxCreate_v4)(context, parameters, flags, device));
   return settle(result, &contexts, result ? 0 : (uint64_t)(uintptr_t)*context, TF_CONTEXT, row, bytes, 0);
 }
 
@@ -349,7 +362,7 @@ TF_EXPORT CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device)
   }
   CUresult result = first ? tf_reserve(row, TF_CONTEXT, bytes) : CUDA_SUCCESS;
   bool reserved = first && !result;
-  if (!result) result = REAL(cuDevicePrimaryCtxRetain)(context, device);
+  if (!result) TF_PATIENTLY(result, row, TF_CONTEXT, bytes, REAL(cuDevicePrimaryCtxRetain)(context, device));
   if (result && row != TF_NO_ROW) {
     pthread_mutex_lock(&primary_lock);
     primary_references[device]--;

@@ -76,6 +76,19 @@ static CUresult captured(CUdeviceptr *address, size_t bytes, CUmemoryPool pool, 
   return result;
 }
 
+/* Beside the pool: what is in host memory is not the pool's to keep. */
+static CUresult spill(CUdeviceptr *address, uint64_t bytes, int row) {
+  enum tf_class class = TF_PLAIN;
+  CUcontext context = NULL;
+  CUresult result = tf_reserve(row, class, bytes);
+  if (result) return result;
+  result = tf_spill(address, bytes, row, &class);
+  REAL(cuCtxGetCurrent)(&context);
+  if (result) tf_release(row, class, bytes);
+  else tf_memory_remember(*address, bytes, class, row, (uint64_t)(uintptr_t)context);
+  return result;
+}
+
 CUresult tf_pool_allocate(CUdeviceptr *address, size_t bytes, CUmemoryPool handle, CUstream stream, bool per_thread,
                           bool from_pool) {
   if (tf_is_capturing(stream, per_thread)) return captured(address, bytes, handle, stream, per_thread, from_pool);
@@ -107,9 +120,11 @@ CUresult tf_pool_allocate(CUdeviceptr *address, size_t bytes, CUmemoryPool handl
       if (again && pool->threshold) continue;
       return result;
     }
-    result = call_driver(address, bytes, handle, stream, per_thread, from_pool);
+    TF_PATIENTLY(result, pool->row, TF_POOL, growth,
+                 call_driver(address, bytes, handle, stream, per_thread, from_pool));
     if (result) shrink(pool, rounded, pool->threshold);
-    else tf_memory_remember(*address, rounded, TF_POOL, pool->row, (uint64_t)(uintptr_t)pool);
+    if (tf_spills(pool->row, result)) return spill(address, rounded, pool->row);
+    if (!result) tf_memory_remember(*address, rounded, TF_POOL, pool->row, (uint64_t)(uintptr_t)pool);
     return result;
   }
 }

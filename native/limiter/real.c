@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <elf.h>
+#include <limits.h>
 #include <link.h>
 #include <linux/futex.h>
 #include <stdlib.h>
@@ -154,4 +155,8 @@ void tf_wait_until(uint64_t when_ns) {
   if (tf_limits)
     syscall(SYS_futex, &tf_limits->sequence, FUTEX_WAIT_BITSET, seen, &until, NULL, FUTEX_BITSET_MATCH_ANY);
   else clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
+}
+
+void tf_wake(void) {
+  if (tf_limits) syscall(SYS_futex, &tf_limits->sequence, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }

@@ -51,6 +51,8 @@ static bool copy_limits(struct tf_view *view, uint32_t *sequence) {
     view->device_count = tf_limits->device_count;
     view->policy = tf_limits->policy;
     view->heartbeat_needed = tf_limits->heartbeat_needed;
+    view->full_policy = tf_limits->full_policy;
+    view->full_wait_ms = tf_limits->full_wait_ms;
     if (view->device_count <= TF_DEVICES) {
       memcpy(view->rows, tf_limits->devices, view->device_count * sizeof view->rows[0]);
       uint64_t told = tf_limits->checksum;

@@ -22,8 +22,9 @@
 #define ROWS 1024u
 
 struct follower {
+  char uuid[sizeof ((struct tf_device_limit *)0)->uuid]; /* of the row's device: a worker may move to another */
   nvmlDevice_t handle;
-  bool known, failed, own_seen, based; /* based: the last stamp's charges are known */
+  bool failed, own_seen, based; /* based: the last stamp's charges are known */
   unsigned long long last_us;
   unsigned compared; /* measurements that could be compared, up to a few */
   unsigned own_rows; /* processes of this worker in the latest measurement */
@@ -189,9 +190,9 @@ static void follow(struct follower *followers) {
   uint64_t now = tf_now();
   for (uint32_t row = 0; view && row < view->device_count; row++) {
     struct follower *follower = &followers[row];
-    if (!follower->known) {
-      follower->known = true;
-      follower->trim = 1;
+    if (strcmp(follower->uuid, view->rows[row].uuid)) {
+      *follower = (struct follower){.trim = 1};
+      memcpy(follower->uuid, view->rows[row].uuid, sizeof follower->uuid);
       follower->failed = REAL(nvmlDeviceGetHandleByUUID)(view->rows[row].uuid, &follower->handle) != NVML_SUCCESS;
     }
     measure(follower, (int)row, now);

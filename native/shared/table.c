@@ -87,6 +87,18 @@ bool tf_table_change(struct tf_table *table, uint64_t key, bool (*change)(struct
   return known;
 }
 
+bool tf_table_find(struct tf_table *table, bool (*match)(const struct tf_entry *, void *), void *context,
+                   struct tf_entry *found) {
+  pthread_mutex_lock(&table->lock);
+  bool known = false;
+  for (uint64_t slot = 0; slot < table->capacity && !known; slot++) {
+    known = table->entries[slot].key && match(&table->entries[slot], context);
+    if (known) *found = table->entries[slot];
+  }
+  pthread_mutex_unlock(&table->lock);
+  return known;
+}
+
 bool tf_table_take_match(struct tf_table *table, bool (*match)(const struct tf_entry *, void *), void *context,
                          struct tf_entry *found) {
   pthread_mutex_lock(&table->lock);

@@ -104,6 +104,14 @@ void sim_clock_enter(void) {
   sim_unlock();
 }
 
+void sim_clock_leave(void) {
+  if (!sim->virtual_time || my_waiter == SIM_NONE) return;
+  sim_lock();
+  if (my_waiter != SIM_NONE) sim->waiters[my_waiter].state = SIM_DETACHED;
+  try_advance();
+  sim_unlock();
+}
+
 /* Lock held: threads that neither wait nor call the driver must not stop the machine's clock for ever. */
 static void detach_stalled(void) {
   for (uint32_t i = 0; i < sim->waiter_high; i++)

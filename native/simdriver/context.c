@@ -22,6 +22,7 @@ SIM_EXPORT CUresult cuInit(unsigned flags) {
   sim_unlock();
   if (slot == SIM_NONE) return CUDA_ERROR_OUT_OF_MEMORY;
   initialised = true;
+  sim_suspend_start();
   sim_clock_enter();
   return CUDA_SUCCESS;
 }
@@ -42,12 +43,12 @@ CUresult sim_check(void) {
   if (result) return result;
   CUcontext context = sim_current();
   if (!context || !context->alive) return CUDA_ERROR_INVALID_CONTEXT;
-  return sim->devices[context->device].lost ? CUDA_ERROR_ILLEGAL_STATE : CUDA_SUCCESS;
+  return sim_card(context->device)->lost ? CUDA_ERROR_ILLEGAL_STATE : CUDA_SUCCESS;
 }
 
 static uint32_t new_stream(uint32_t device) {
   sim_lock();
-  uint32_t slot = sim_stream_new(device);
+  uint32_t slot = sim_stream_new(sim_physical(device));
   sim_unlock();
   return slot;
 }
@@ -65,16 +66,16 @@ uint32_t sim_resolve_stream(CUstream stream, bool per_thread) {
 }
 
 static CUresult open_context(CUcontext context, uint32_t device) {
-  CUresult result = sim_charge(device, sim->devices[device].context_bytes);
+  CUresult result = sim_charge(device, sim_card(device)->context_bytes);
   if (result) return result;
   context->device = device;
   context->default_stream = new_stream(device);
   if (context->default_stream == SIM_NONE) {
-    sim_uncharge(device, sim->devices[device].context_bytes);
+    sim_uncharge(device, sim_card(device)->context_bytes);
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
   sim_lock();
-  sim->processes[sim_self()].device[device].contexts++;
+  sim->processes[sim_self()].device[sim_physical(device)].contexts++;
   sim_unlock();
   context->alive = 1;
   return CUDA_SUCCESS;
@@ -85,10 +86,10 @@ static void close_context(CUcontext context) {
   sim_memory_forget(context);
   sim_lock();
   sim_stream_drop(context->default_stream, sim_now());
-  sim->processes[sim_self()].device[context->device].contexts--;
+  sim->processes[sim_self()].device[sim_physical(context->device)].contexts--;
   sim_unlock();
   context->alive = 0;
-  sim_uncharge(context->device, sim->devices[context->device].context_bytes);
+  sim_uncharge(context->device, sim_card(context->device)->context_bytes);
 }
 
 SIM_EXPORT CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
@@ -219,7 +220,7 @@ SIM_EXPORT CUresult cuCtxGetDevice(CUdevice *device) {
 SIM_EXPORT CUresult cuCtxSynchronize(void) {
   CUresult result = sim_check();
   if (result) return result;
-  uint32_t device = sim_current()->device;
+  uint32_t device = sim_physical(sim_current()->device);
   for (uint32_t i = 0; i < SIM_STREAMS; i++) {
     sim_lock();
     const struct sim_stream *stream = &sim->streams[i];

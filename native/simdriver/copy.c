@@ -12,7 +12,7 @@ static CUresult move(void *to, const void *from, size_t bytes, uint8_t engine, C
   if (result) return result;
   if (sim_capture_of(stream)) return CUDA_ERROR_NOT_SUPPORTED;
   memmove(to, from, bytes);
-  const struct sim_device *card = &sim->devices[sim_current()->device];
+  const struct sim_device *card = sim_card(sim_current()->device);
   uint32_t slot = sim_resolve_stream(stream, per_thread);
   struct sim_command command = {.kind = SIM_COPY, .engine = engine};
   command.duration_ns = 1000 + (uint64_t)((double)bytes * 1e9 / (double)card->bytes_per_second);

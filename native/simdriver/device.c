@@ -30,7 +30,7 @@ SIM_EXPORT CUresult cuDeviceGetName(char *name, int length, CUdevice device) {
   CUresult result = sim_initialised();
   if (result) return result;
   if (!sim_visible(&device)) return CUDA_ERROR_INVALID_DEVICE;
-  snprintf(name, (size_t)length, "%s", sim->devices[device].name);
+  snprintf(name, (size_t)length, "%s", sim_card((uint32_t)device)->name);
   return CUDA_SUCCESS;
 }
 
@@ -38,15 +38,7 @@ SIM_EXPORT CUresult cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice device) {
   CUresult result = sim_initialised();
   if (result) return result;
   if (!sim_visible(&device)) return CUDA_ERROR_INVALID_DEVICE;
-  const char *text = sim->devices[device].uuid;
-  if (!strncmp(text, "GPU-", 4)) text += 4;
-  memset(uuid, 0, sizeof *uuid);
-  for (int nibble = 0; *text && nibble < 32; text++) {
-    if (*text == '-') continue;
-    int digit = *text >= '0' && *text <= '9' ? *text - '0' : (*text | 32) - 'a' + 10;
-    uuid->bytes[nibble / 2] = (char)(uuid->bytes[nibble / 2] << 4 | (digit & 15));
-    nibble++;
-  }
+  sim_uuid(sim_card((uint32_t)device), uuid);
   return CUDA_SUCCESS;
 }
 SIM_EXPORT CUresult cuDeviceGetUuid(CUuuid *uuid, CUdevice device) { return cuDeviceGetUuid_v2(uuid, device); }
@@ -55,7 +47,7 @@ SIM_EXPORT CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) {
   CUresult result = sim_initialised();
   if (result) return result;
   if (!sim_visible(&device)) return CUDA_ERROR_INVALID_DEVICE;
-  *bytes = sim->devices[device].memory_bytes;
+  *bytes = sim_card((uint32_t)device)->memory_bytes;
   return CUDA_SUCCESS;
 }
 
@@ -63,8 +55,8 @@ SIM_EXPORT CUresult cuDeviceComputeCapability(int *major, int *minor, CUdevice d
   CUresult result = sim_initialised();
   if (result) return result;
   if (!sim_visible(&device)) return CUDA_ERROR_INVALID_DEVICE;
-  *major = (int)sim->devices[device].major;
-  *minor = (int)sim->devices[device].minor;
+  *major = (int)sim_card((uint32_t)device)->major;
+  *minor = (int)sim_card((uint32_t)device)->minor;
   return CUDA_SUCCESS;
 }
 
@@ -72,7 +64,7 @@ SIM_EXPORT CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice dev
   CUresult result = sim_initialised();
   if (result) return result;
   if (!sim_visible(&device)) return CUDA_ERROR_INVALID_DEVICE;
-  const struct sim_device *card = &sim->devices[device];
+  const struct sim_device *card = sim_card((uint32_t)device);
   /* Numbers of CUdevice_attribute in the driver's ABI. */
   switch (attribute) {
     case 1: *value = 1024; break;                        /* threads per block */
@@ -141,11 +133,11 @@ SIM_EXPORT int tfSimTruth(int device, uint64_t *own_bytes, uint64_t *all_bytes, 
   if (sim_open(NULL) || !sim_visible(&device)) return -1;
   sim_lock();
   sim_advance(sim_now());
-  const struct sim_process_device *own = &sim->processes[sim_self()].device[device];
+  const struct sim_process_device *own = &sim->processes[sim_self()].device[sim_physical((uint32_t)device)];
   *own_bytes = own->used_bytes;
   *own_busy_ns = own->busy_ns;
-  *all_bytes = sim->devices[device].used_bytes;
-  *all_busy_ns = sim->devices[device].busy_ns;
+  *all_bytes = sim_card((uint32_t)device)->used_bytes;
+  *all_busy_ns = sim_card((uint32_t)device)->busy_ns;
   sim_unlock();
   return 0;
 }

@@ -9,7 +9,8 @@
 #include "tf_sizes.h"
 #include "tf_table.h"
 
-enum { PLAIN = 1, STREAM_ORDERED, PHYSICAL, MAPPED, ARRAY };
+/* HOSTED is managed memory that is in host memory, because the card was full or the program advised so. */
+enum { PLAIN = 1, STREAM_ORDERED, PHYSICAL, MAPPED, ARRAY, MANAGED, HOSTED };
 
 static struct tf_table table = TF_TABLE_INIT;
 static struct CUmemPool_st {
@@ -19,6 +20,7 @@ static struct CUmemPool_st {
 } default_pools[SIM_DEVICES];
 static CUmemoryPool current_pools[SIM_DEVICES];
 static _Atomic uint64_t allocations;
+static _Atomic bool any_hosted; /* until then kernels need not ask where their memory is */
 
 /* TF_SIM_FAIL_ALLOCATION=n makes every n-th allocation fail, as a driver may at any time. */
 static bool injected_failure(void) {
@@ -33,12 +35,12 @@ static bool injected_failure(void) {
 CUresult sim_charge(uint32_t device, uint64_t bytes) {
   CUresult result = CUDA_SUCCESS;
   sim_lock();
-  struct sim_device *card = &sim->devices[device];
+  struct sim_device *card = sim_card(device);
   if (bytes > card->memory_bytes - card->used_bytes) sim_reclaim_dead();
   if (bytes > card->memory_bytes - card->used_bytes || injected_failure()) result = CUDA_ERROR_OUT_OF_MEMORY;
   else {
     card->used_bytes += bytes;
-    sim->processes[sim_self()].device[device].used_bytes += bytes;
+    sim->processes[sim_self()].device[sim_physical(device)].used_bytes += bytes;
   }
   sim_unlock();
   return result;
@@ -46,8 +48,8 @@ CUresult sim_charge(uint32_t device, uint64_t bytes) {
 
 void sim_uncharge(uint32_t device, uint64_t bytes) {
   sim_lock();
-  sim->devices[device].used_bytes -= bytes;
-  sim->processes[sim_self()].device[device].used_bytes -= bytes;
+  sim_card(device)->used_bytes -= bytes;
+  sim->processes[sim_self()].device[sim_physical(device)].used_bytes -= bytes;
   sim_unlock();
 }
 
@@ -63,14 +65,16 @@ static CUresult allocate(CUdeviceptr *address, uint64_t bytes, uint32_t kind) {
   bytes = tf_rounded(bytes);
   uint32_t device = sim_current()->device;
   result = sim_charge(device, bytes);
-  if (result) return result;
+  if (result && kind == MANAGED) kind = HOSTED;
+  else if (result) return result;
   void *memory = sim_backing(bytes);
   struct tf_entry entry = {.key = (uint64_t)(uintptr_t)memory, .bytes = bytes, .kind = kind, .device = device,
                            .owner = (uint64_t)(uintptr_t)sim_current()};
   if (!memory || !tf_table_put(&table, &entry)) {
-    sim_uncharge(device, bytes);
+    if (kind != HOSTED) sim_uncharge(device, bytes);
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
+  if (kind == HOSTED) atomic_store(&any_hosted, true);
   *address = entry.key;
   return CUDA_SUCCESS;
 }
@@ -78,7 +82,62 @@ static CUresult allocate(CUdeviceptr *address, uint64_t bytes, uint32_t kind) {
 SIM_EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) { return allocate(address, bytes, PLAIN); }
 
 SIM_EXPORT CUresult cuMemAllocManaged(CUdeviceptr *address, size_t bytes, unsigned flags) {
-  return flags == 1 || flags == 2 ? allocate(address, bytes, PLAIN) : CUDA_ERROR_INVALID_VALUE;
+  return flags == 1 || flags == 2 ? allocate(address, bytes, MANAGED) : CUDA_ERROR_INVALID_VALUE;
+}
+
+struct move {
+  uint32_t from, to;
+  bool advised; /* HOSTED by advice stays there */
+  bool done;
+  struct tf_entry after;
+};
+
+static bool change_place(struct tf_entry *entry, void *context) {
+  struct move *move = context;
+  move->done = entry->kind == move->from && !(move->to == MANAGED && entry->mappings);
+  if (move->done) entry->kind = move->to;
+  if (move->advised && (move->done || entry->kind == HOSTED)) entry->mappings = 1;
+  move->after = *entry;
+  return false;
+}
+
+/* All of an allocation is in one place: the pages of a real device move one by one. */
+SIM_EXPORT CUresult cuMemAdvise(CUdeviceptr address, size_t bytes, int advice, CUdevice device) {
+  CUresult result = sim_check();
+  if (result) return result;
+  struct tf_entry entry;
+  if (!bytes || !tf_table_get(&table, address, &entry) || (entry.kind != MANAGED && entry.kind != HOSTED))
+    return CUDA_ERROR_INVALID_VALUE;
+  if (advice != CU_MEM_ADVISE_SET_PREFERRED_LOCATION || device != CU_DEVICE_CPU) return CUDA_SUCCESS;
+  struct move move = {.from = MANAGED, .to = HOSTED, .advised = true};
+  tf_table_change(&table, address, change_place, &move);
+  if (move.done) sim_uncharge(move.after.device, move.after.bytes);
+  atomic_store(&any_hosted, true);
+  return CUDA_SUCCESS;
+}
+
+SIM_EXPORT CUresult cuMemAdvise_v2(CUdeviceptr address, size_t bytes, int advice, CUmemLocation location) {
+  bool on_device = location.type == CU_MEM_LOCATION_TYPE_DEVICE;
+  return cuMemAdvise(address, bytes, advice, on_device ? location.id : CU_DEVICE_CPU);
+}
+
+static bool holds(const struct tf_entry *entry, void *context) {
+  uint64_t address = *(uint64_t *)context;
+  return entry->kind != PHYSICAL && address >= entry->key && address - entry->key < entry->bytes;
+}
+
+/* Where host memory is touched, its bytes pass the link. Managed memory moves in first, if there is room by now. */
+uint64_t sim_touch_ns(uint64_t address, uint64_t bytes) {
+  struct tf_entry entry, physical;
+  if (!atomic_load(&any_hosted) || !tf_table_find(&table, holds, &address, &entry)) return 0;
+  double per_ns = (double)sim_card(sim_current()->device)->bytes_per_second / 1e9;
+  if (entry.kind == MAPPED && tf_table_get(&table, entry.owner, &physical) && physical.device == SIM_NONE)
+    return (uint64_t)((double)bytes / per_ns);
+  if (entry.kind != HOSTED) return 0;
+  if (entry.mappings || sim_charge(entry.device, entry.bytes)) return (uint64_t)((double)bytes / per_ns);
+  struct move move = {.from = HOSTED, .to = MANAGED};
+  if (!tf_table_change(&table, entry.key, change_place, &move) || !move.done) sim_uncharge(entry.device, entry.bytes);
+  return (uint64_t)((double)entry.bytes / per_ns);
 }
 
 SIM_EXPORT CUresult cuMemAllocPitch_v2(CUdeviceptr *address, size_t *pitch, size_t width, size_t height,
@@ -99,29 +158,34 @@ static void return_to_pool(CUmemoryPool pool, uint64_t bytes, uint64_t keep) {
   if (surplus) sim_uncharge(pool->device, surplus);
 }
 
+static bool is_freed_by_address(const struct tf_entry *entry) {
+  return entry->kind == PLAIN || entry->kind == STREAM_ORDERED || entry->kind == MANAGED || entry->kind == HOSTED;
+}
+
 static CUresult free_any(CUdeviceptr address) {
   CUresult result = sim_check();
   if (result || !address) return result;
   struct tf_entry entry;
-  if (!tf_table_get(&table, address, &entry) || (entry.kind != PLAIN && entry.kind != STREAM_ORDERED) ||
+  if (!tf_table_get(&table, address, &entry) || !is_freed_by_address(&entry) ||
       !tf_table_take(&table, address, &entry))
     return CUDA_ERROR_INVALID_VALUE;
   munmap((void *)(uintptr_t)address, entry.bytes);
   CUmemoryPool pool = (CUmemoryPool)(uintptr_t)entry.owner;
   if (entry.kind == STREAM_ORDERED) return_to_pool(pool, entry.bytes, pool->threshold);
-  else sim_uncharge(entry.device, entry.bytes);
+  else if (entry.kind != HOSTED) sim_uncharge(entry.device, entry.bytes);
   return CUDA_SUCCESS;
 }
 
 static bool of_context(const struct tf_entry *entry, void *context) {
-  return (entry->kind == PLAIN || entry->kind == ARRAY) && entry->owner == (uint64_t)(uintptr_t)context;
+  bool owned = entry->kind == PLAIN || entry->kind == ARRAY || entry->kind == MANAGED || entry->kind == HOSTED;
+  return owned && entry->owner == (uint64_t)(uintptr_t)context;
 }
 
 void sim_memory_forget(CUcontext context) {
   struct tf_entry entry;
   while (tf_table_take_match(&table, of_context, context, &entry)) {
     munmap((void *)(uintptr_t)entry.key, entry.bytes);
-    sim_uncharge(entry.device, entry.bytes);
+    if (entry.kind != HOSTED) sim_uncharge(entry.device, entry.bytes);
   }
 }
 
@@ -257,7 +321,7 @@ SIM_EXPORT CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
   CUresult result = sim_check();
   if (result) return result;
   sim_lock();
-  const struct sim_device *card = &sim->devices[sim_current()->device];
+  const struct sim_device *card = sim_card(sim_current()->device);
   *free_bytes = card->memory_bytes - card->used_bytes;
   *total_bytes = card->memory_bytes;
   sim_unlock();
@@ -312,6 +376,7 @@ SIM_EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t byt
     if (on_device) sim_uncharge(device, bytes);
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
+  if (!on_device) atomic_store(&any_hosted, true);
   *handle = entry.key;
   return CUDA_SUCCESS;
 }
@@ -442,3 +507,24 @@ SIM_EXPORT CUresult cuMipmappedArrayCreate(CUmipmappedArray *array, const CUDA_A
   return make_array((void **)array, tf_mipmap_bytes(shape, levels));
 }
 SIM_EXPORT CUresult cuMipmappedArrayDestroy(CUmipmappedArray array) { return drop_array(array); }
+
+/* --- Checkpoints --- */
+
+struct sweep {
+  sim_visit *visit;
+  void *context;
+};
+
+static bool sweep_one(const struct tf_entry *entry, void *context) {
+  const struct sweep *sweep = context;
+  bool addressed = entry->kind == PLAIN || entry->kind == STREAM_ORDERED || entry->kind == ARRAY;
+  bool handled = entry->kind == PHYSICAL && entry->device != SIM_NONE;
+  return (addressed || handled) &&
+         !sweep->visit(entry->key, entry->bytes, handled ? (int)entry->owner : -1, sweep->context);
+}
+
+bool sim_memory_sweep(sim_visit *visit, void *context) {
+  struct sweep sweep = {visit, context};
+  struct tf_entry ignored;
+  return !tf_table_find(&table, sweep_one, &sweep, &ignored);
+}

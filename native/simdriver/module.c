@@ -91,14 +91,15 @@ static uint64_t perform(const struct sim_launch *launch) {
   if (launch->function->kind == FILL) {
     uint32_t *cells = (uint32_t *)(uintptr_t)given[0];
     for (uint64_t i = 0; i < given[2]; i++) cells[i] = (uint32_t)given[1];
-    return LAUNCH_NS + given[2] * 4 / BYTES_PER_NS;
+    return LAUNCH_NS + given[2] * 4 / BYTES_PER_NS + sim_touch_ns(given[0], given[2] * 4);
   }
   float factor;
   memcpy(&factor, &given[1], sizeof factor);
   const float *from = (const float *)(uintptr_t)given[2];
   float *to = (float *)(uintptr_t)given[3];
   for (uint64_t i = 0; i < given[0]; i++) to[i] += factor * from[i];
-  return LAUNCH_NS + given[0] * 12 / BYTES_PER_NS;
+  return LAUNCH_NS + given[0] * 12 / BYTES_PER_NS + sim_touch_ns(given[2], given[0] * 4) +
+         sim_touch_ns(given[3], given[0] * 8);
 }
 
 CUresult sim_run(const struct sim_launch *launch, uint32_t stream) {
@@ -106,7 +107,7 @@ CUresult sim_run(const struct sim_launch *launch, uint32_t stream) {
     sim_stick(CUDA_ERROR_ILLEGAL_ADDRESS);
     return CUDA_SUCCESS;
   }
-  uint32_t sms = sim->devices[sim_current()->device].sms;
+  uint32_t sms = sim_card(sim_current()->device)->sms;
   struct sim_command command = {.kind = SIM_KERNEL, .duration_ns = perform(launch)};
   command.sms = launch->blocks < sms ? (uint32_t)launch->blocks : sms;
   return sim_enqueue(stream, command);

@@ -9,11 +9,12 @@
 #include <stdint.h>
 
 #include "tf_cuda.h"
+#include "inner_names.h"
 #include "tf_process.h"
 
 #define SIM_EXPORT __attribute__((visibility("default")))
 #define SIM_MAGIC 0x54465349u
-#define SIM_VERSION 3u
+#define SIM_VERSION 4u
 #define SIM_DEVICES 8u
 #define SIM_PROCESSES 512u
 #define SIM_STREAMS 2048u
@@ -23,6 +24,7 @@
 #define SIM_WAITERS 1024u
 #define SIM_BINS 4096u
 #define SIM_BIN_NS 10000000ull
+#define SIM_PATH 1024u
 #define SIM_NONE 0xffffffffu
 #define SIM_FOREVER UINT64_MAX
 
@@ -65,9 +67,25 @@ struct sim_process_device {
   struct sim_bins bins;
 };
 
+enum sim_operation { SIM_LOCK = 1, SIM_CHECKPOINT, SIM_RESTORE, SIM_UNLOCK, SIM_STORE };
+
+/* The checkpoint of a process: who asks writes an operation, a thread of the process itself does it and answers. */
+struct sim_checkpoint {
+  uint32_t state;                  /* of the process, CU_PROCESS_STATE_* */
+  uint32_t operation, taken;       /* asked for and not answered; its thread is at it */
+  uint32_t result, thread;
+  _Atomic uint32_t bell, answers;  /* futex words: an operation was asked for; one was answered */
+  _Atomic uint32_t waiting;        /* threads that are held at a call */
+  uint32_t timeout_ms, stored;     /* stored: the contents are in a file that has a name */
+  uint32_t to[SIM_DEVICES];        /* restore: the card for what was on each card */
+  uint64_t bytes[SIM_DEVICES], contexts[SIM_DEVICES]; /* given back while checkpointed, by card */
+  char path[SIM_PATH];
+};
+
 struct sim_process {
   uint32_t pid, alive;
   uint64_t start_ticks;
+  struct sim_checkpoint checkpoint;
   struct sim_process_device device[SIM_DEVICES];
 };
 
@@ -117,6 +135,7 @@ extern bool sim_forked; /* this process is a child of one that used the driver, 
 /* state.c */
 int sim_open(const char *path);
 bool sim_ready(void);
+void sim_uuid(const struct sim_device *card, CUuuid *uuid);
 void sim_lock(void);
 void sim_unlock(void);
 uint32_t sim_self(void);          /* slot of this process, claimed at first use; lock held */
@@ -126,6 +145,7 @@ void sim_reclaim_dead(void);      /* lock held */
 uint64_t sim_now(void);
 void sim_wait_until(uint64_t when_ns);
 void sim_clock_enter(void);
+void sim_clock_leave(void); /* the calling thread waits for something else than the clock */
 void sim_clock_forget_process(uint32_t pid); /* lock held */
 void sim_clock_after_fork(void);
 
@@ -153,11 +173,20 @@ void sim_stick(CUresult error); /* every later call fails with it */
 uint32_t sim_visible_count(void);
 bool sim_visible(CUdevice *device);       /* turns an ordinal into the machine's index; false: there is none */
 CUdevice sim_ordinal(uint32_t index);
+/* A restore may have moved the process to other cards. What it keeps names the index of before: these tell of now. */
+uint32_t sim_physical(uint32_t index);
+struct sim_device *sim_card(uint32_t index);
+void sim_move_cards(const uint32_t to[SIM_DEVICES]);
 
 /* memory.c */
 CUresult sim_charge(uint32_t device, uint64_t bytes);
 void sim_uncharge(uint32_t device, uint64_t bytes);
 void *sim_backing(uint64_t bytes);
+uint64_t sim_touch_ns(uint64_t address, uint64_t bytes); /* what a kernel's bytes at an address take beyond the card */
+/* Visits what a checkpoint moves: contents at an address, or in the file of a handle (-1: none). Managed memory is the
+ * host's already. Ends when a visit returns false, and then does so too. */
+typedef bool sim_visit(uint64_t address, uint64_t bytes, int file, void *context);
+bool sim_memory_sweep(sim_visit *visit, void *context);
 void sim_memory_forget(CUcontext context); /* with a context goes what was allocated in it */
 
 /* stream.c */
@@ -183,6 +212,16 @@ struct sim_launch {
 };
 CUresult sim_prepare(struct sim_launch *launch, CUfunction function, uint64_t blocks, void **parameters);
 CUresult sim_run(const struct sim_launch *launch, uint32_t stream);
+
+/* image.c: contents of device memory in host memory or in a file. False: no room for them. */
+bool sim_image_save(void);
+bool sim_image_load(void);
+bool sim_image_store(const char *path); /* empty: back to host memory */
+
+/* suspend.c: the gate in front of all calls, and the thread that serves checkpoints */
+void sim_enter(void);
+void sim_leave(void);
+void sim_suspend_start(void);
 
 /* graph.c */
 struct CUgraph_st *sim_graph_new(void);

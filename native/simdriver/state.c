@@ -134,6 +134,18 @@ int sim_open(const char *path) {
   return result;
 }
 
+void sim_uuid(const struct sim_device *card, CUuuid *uuid) {
+  const char *text = card->uuid;
+  if (!strncmp(text, "GPU-", 4)) text += 4;
+  memset(uuid, 0, sizeof *uuid);
+  for (int nibble = 0; *text && nibble < 32; text++) {
+    if (*text == '-') continue;
+    int digit = *text >= '0' && *text <= '9' ? *text - '0' : (*text | 32) - 'a' + 10;
+    uuid->bytes[nibble / 2] = (char)(uuid->bytes[nibble / 2] << 4 | (digit & 15));
+    nibble++;
+  }
+}
+
 bool sim_ready(void) { return sim != NULL; }
 
 void sim_lock(void) {

@@ -48,7 +48,7 @@ SIM_EXPORT CUresult cuStreamCreateWithPriority(CUstream *stream, unsigned flags,
   if (!made) return CUDA_ERROR_OUT_OF_MEMORY;
   made->device = sim_current()->device;
   sim_lock();
-  made->slot = sim_stream_new(made->device);
+  made->slot = sim_stream_new(sim_physical(made->device));
   sim_unlock();
   if (made->slot == SIM_NONE) {
     free(made);

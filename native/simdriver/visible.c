@@ -6,6 +6,8 @@
 #include "sim.h"
 
 static uint32_t indexes[SIM_DEVICES], count;
+static uint32_t moved[SIM_DEVICES] = {0, 1, 2, 3, 4, 5, 6, 7};
+_Static_assert(SIM_DEVICES == 8, "one entry per device");
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static bool find(const char *entry, uint32_t *index) {
@@ -53,4 +55,12 @@ CUdevice sim_ordinal(uint32_t index) {
   uint32_t ordinal = 0;
   while (ordinal + 1 < sim_visible_count() && indexes[ordinal] != index) ordinal++;
   return (CUdevice)ordinal;
+}
+
+uint32_t sim_physical(uint32_t index) { return moved[index]; }
+
+struct sim_device *sim_card(uint32_t index) { return &sim->devices[moved[index]]; }
+
+void sim_move_cards(const uint32_t to[SIM_DEVICES]) {
+  for (uint32_t i = 0; i < SIM_DEVICES; i++) moved[i] = to[moved[i]];
 }

@@ -164,7 +164,7 @@ def driver_rows() -> str:
         "#ifndef TF_ALIAS\n#define TF_ALIAS(symbol, base, since, per_thread)\n#endif",
     ]
     for call in read_calls():
-        hooked = call["class"] not in ("-", "device", "event") and call["base"] not in UNHOOKED
+        hooked = call["class"] not in NOT_HOOKED and call["base"] not in UNHOOKED
         arguments = f"({call['symbol']}, {call['base']}, {call['since']}, {call['own']})"
         if call["class"] == "alias":
             lines.append(f"TF_ALIAS{arguments}")
@@ -175,6 +175,8 @@ def driver_rows() -> str:
     return "\n".join([*lines, "#undef TF_CALL", "#undef TF_HOOK", "#undef TF_ALIAS", ""])
 
 
+NOT_HOOKED = {"-", "device", "event", "checkpoint"}
+"""Classes that the limiter leaves alone."""
 UNHOOKED = {
     "cuStreamIsCapturing",
     "cuStreamGetCaptureInfo",
@@ -192,7 +194,7 @@ def real_calls() -> str:
         '#include "tf_cuda.h"\n#include "tf_nvml.h"\n',
         "enum tf_real {",
     ]
-    used = [call for call in read_calls() if call["class"] not in ("-", "alias")]
+    used = [call for call in read_calls() if call["class"] not in ("-", "alias", "checkpoint")]
     with (DATA / "management_calls.csv").open(newline="") as file:
         managed = list(csv.DictReader(file))
     names = [call["symbol"] for call in used] + [row["name"] for row in managed]
@@ -212,10 +214,44 @@ def real_calls() -> str:
     return "\n".join([*lines, "", "#endif", ""])
 
 
+UNGATED = {"init", "lookup", "alias", "checkpoint"}
+"""Classes of calls that go through while a process is locked, and so do these:"""
+UNGATED_CALLS = {"cuDriverGetVersion", "cuGetErrorString", "cuGetErrorName", "cuGetExportTable"}
+
+
+def gated_calls() -> list[dict[str, Any]]:
+    """Calls of the simulated driver that block while their process is locked."""
+    return [
+        call
+        for call in read_calls()
+        if call["class"] not in UNGATED and call["base"] not in UNGATED_CALLS
+    ]
+
+
+def inner_names() -> str:
+    """Rename the simulated driver's functions: their own names are those of the gates in front."""
+    lines = [f"/* {NOTE} Source: data/driver_calls.csv */"]
+    lines += [f"#define {c['symbol']} inner_{c['symbol']}" for c in gated_calls()]
+    return "\n".join([*lines, ""])
+
+
+def gates() -> str:
+    """List the gated calls as an X-macro: symbol, its parameters, and their names alone."""
+    lines = [f"/* {NOTE} Source: data/driver_calls.csv */"]
+    for call in gated_calls():
+        parameters = call["arguments"]
+        given = [] if parameters == "void" else parameters.split(",")
+        names = ", ".join(parameter.split()[-1].lstrip("*") for parameter in given)
+        lines.append(f"TF_GATE({call['symbol']}, ({parameters}), ({names}))")
+    return "\n".join([*lines, "#undef TF_GATE", ""])
+
+
 OUTPUTS = {
     "generated/region.h": region_header,
     "generated/driver_rows.h": driver_rows,
     "generated/real_calls.h": real_calls,
+    "generated/inner_names.h": inner_names,
+    "generated/gates.h": gates,
     "generated/region.md": region_table,
     "python/tensorfusion_native/layout.py": region_module,
 }

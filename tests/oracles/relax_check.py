@@ -68,8 +68,8 @@ def fully_known(world: World) -> list[str]:
     return [
         "compute", "compute-limit", "vram", "vram-limit", "cpu", "memory", "model", "index",
         "node-selector", "node-affinity", "taint", "node-name", "vendor", "dedicated",
-        "isolation", "gpu-count", "pool", "worker-cap", "cordoned", "phase", "owner", "evict",
-        "add-node",
+        "isolation", "gpu-count", "pool", "topology", "neighbours", "worker-cap", "cordoned",
+        "phase", "owner", "evict", "add-node",
     ] + (["quota"] if world.quotas else [])  # fmt: skip
 
 
@@ -114,6 +114,8 @@ DROPPED = {
     "vendor": {"vendor": ""},
     "dedicated": {"dedicated": False},
     "pool": {"pool": ""},
+    "topology": {"topology": None},
+    "neighbours": {"neighbours": None},
 }
 
 
@@ -153,6 +155,10 @@ def smaller_than(world: World, step: Step) -> Iterator[World]:
         yield world.asking(_put(old, cpu_milli=new.cpu_milli + 1))
     elif kind == "memory":
         yield world.asking(_put(old, memory_bytes=new.memory_bytes + 1))
+    elif kind == "topology":
+        tiers = range(old.topology.max_tier + 1, new.topology.max_tier)
+        for tier in tiers:
+            yield world.asking(_put(old, topology=_put(old.topology, max_tier=tier)))
     elif kind == "gpu-count":
         yield from (
             world.asking(_put(old, gpu_count=n)) for n in range(new.gpu_count + 1, old.gpu_count)

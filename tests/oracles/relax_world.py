@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -9,8 +10,16 @@ import msgspec
 from tensorfusion.model.demand import Amount, Demand, Requirement, SelectorTerm, Shape, Toleration
 from tensorfusion.model.device import DYNAMIC, STATIC, Device, NodeInfo, Taint
 from tensorfusion.model.engine import Engine, Placement
+from tensorfusion.model.neighbours import (
+    LabelCondition,
+    Neighbours,
+    PeerSelector,
+    PeerTerm,
+    SpreadRule,
+)
 from tensorfusion.model.quota import Quota, QuotaAmount
 from tensorfusion.model.relax.step import Answer, Step
+from tensorfusion.model.topology import TopologyWish
 from tensorfusion_plugins.policies.load import LoadPolicy
 
 POLICY = LoadPolicy(name="fill", aliases=(), fill_nodes=True, fill_devices=True)
@@ -128,11 +137,49 @@ def random_world(seed: int) -> World | None:
     world = World(tuple(nodes), tuple(devices), (), (), _demand(draw, "new", False))
     world = replace(world, held=_load(draw, world))
     world = replace(world, quotas=_quotas(draw, world))
+    world, dress = _wired(random.Random(f"wired {seed}"), world)
     for _ in range(6):
+        world = replace(world, demand=dress(world.demand))
         if not world.fits():
             return world
         world = replace(world, demand=_demand(draw, "new", True))
     return None
+
+
+def _wired(draw: random.Random, world: World) -> tuple[World, Callable[[Demand], Demand]]:
+    """Connect the cards of some worlds, or give their pods labels, and requests that ask for it."""
+    what = draw.choice(("", "", "topology", "neighbours"))
+    if what == "topology":
+        size = draw.choice((1, 2))
+        cards = tuple(_put(d, numa_node=d.index // size) for d in world.devices)
+        wish = TopologyWish(required=True, max_tier=draw.choice((0, 1, 1, 2)))
+
+        def connected(demand: Demand) -> Demand:
+            count = max(demand.shape.gpu_count, 2)
+            return _put(demand, shape=_put(demand.shape, topology=wish, gpu_count=count))
+
+        return replace(world, devices=cards), connected
+    if what == "neighbours":
+        held = tuple(
+            (_put(demand, labels=(("app", draw.choice("pq")),)), devices, node)
+            for demand, devices, node in world.held
+        )
+        rules = _neighbours(draw)
+        return replace(world, held=held), lambda demand: _put(
+            demand, labels=(("app", "p"),), shape=_put(demand.shape, neighbours=rules)
+        )
+    return world, lambda demand: demand
+
+
+def _neighbours(draw: random.Random) -> Neighbours:
+    def selector() -> PeerSelector:
+        return PeerSelector(("*",), (LabelCondition("app", "In", (draw.choice("pq"),)),))
+
+    key = draw.choice(("zone", "kubernetes.io/hostname"))
+    kind = draw.choice(("near", "apart", "apart", "spread"))
+    if kind == "spread":
+        return Neighbours(spread=(SpreadRule(selector(), key, 1),))
+    return Neighbours(**{kind: (PeerTerm(selector(), key),)})
 
 
 def _node(draw: random.Random, name: str) -> tuple[NodeInfo, list[Device]]:

@@ -15,8 +15,11 @@ from tensorfusion.spi.backend import (
     DeviceInfo,
     DeviceMetrics,
     Enforcement,
+    FullPolicy,
     Link,
     PreparedWorker,
+    Pressure,
+    WhenFull,
     WorkerUsage,
 )
 from tensorfusion.spi.catalogue import BY_NAME
@@ -46,6 +49,7 @@ class Session:
         self.devices = list(backend.machines[context.node])
         self.specs = dict(backend.left.get(context.node, {}))
         self.broken = ""
+        self.pressure = None
         self.calls = []
 
     def _check(self, call):
@@ -80,7 +84,7 @@ class Session:
         return [
             WorkerUsage(
                 worker=s.worker, uuid=uuid, time=now, compute_gflops=31_200, vram_bytes=2 * GIB,
-                throttled_seconds_total=1.5, oom_total=2,
+                throttled_seconds_total=1.5, oom_total=2, pressure=self.pressure,
             )
             for s in self.specs.values()
             for uuid in s.devices
@@ -448,6 +452,28 @@ def test_workers_of_an_earlier_run_are_kept_or_released(world):
     assert world.session.calls == [("release", "gone")]
 
 
+def test_what_a_full_card_does_is_the_pools_choice_and_changes_with_it(world):
+    asked, choice = [], WhenFull(FullPolicy.WAIT, 5.0)
+
+    def chosen(node, qos, share):
+        asked.append((node, qos, share.limit_vram_bytes > 0))
+        return choice
+
+    world.hypervisor.workers.when_full = chosen
+    create(world, bound("w", annotations={"qos": "high"}))
+    assert spec_of(world, "w").when_full == choice
+    assert set(asked) == {("n1", "high", True)}
+
+    choice = WhenFull(FullPolicy.EVICT, 5.0)
+    world.hypervisor.workers.look_again()
+    world.settle(2)
+    world.hypervisor.workers.look_again()
+    world.settle(2)
+
+    assert spec_of(world, "w").when_full == choice
+    assert world.session.calls == [("prepare", "w")] * 2
+
+
 @pytest.mark.parametrize("call", ["prepare", "set_limits"])
 def test_backend_that_fails_is_said_and_tried_again(world, call):
     if call == "set_limits":
@@ -541,6 +567,32 @@ def test_node_that_cannot_be_read_does_not_hold_up_the_rest(world, caplog):
 
     assert {dict(s.labels)["node"] for s in world.metrics.samples} == {"n2"}
     assert "sampling failed" in caplog.text
+
+
+def test_what_a_full_card_did_is_counted_where_the_backend_knows(world):
+    discover(world)
+    create(world, bound("w"))
+    world.hypervisor.sampling.run_once()
+    assert "tensorfusion_worker_vram_spilled_bytes" not in exposed(world)
+
+    world.session.pressure = Pressure(
+        wanted_bytes=1, spilled_bytes=2, spilled_bytes_total=3, waits_total=4,
+        waited_seconds_total=5.5, evict_requests_total=6, denied_total=7,
+    )  # fmt: skip
+    world.hypervisor.sampling.run_once()
+
+    lines = world.instruments.exposition().decode().splitlines()
+    found = {
+        line.partition("{")[0].removeprefix("tensorfusion_worker_vram_"): float(line.split()[-1])
+        for line in lines
+        if line.startswith("tensorfusion_worker_vram_") and 'worker="w"' in line
+    }
+    expected = {
+        "wanted_bytes": 1, "spilled_bytes": 2, "spilled_bytes_total": 3, "waits_total": 4,
+        "waited_seconds_total": 5.5, "evict_requests_total": 6, "full_denials_total": 7,
+        "denials_total": 2,
+    }  # fmt: skip
+    assert expected.items() <= found.items()
 
 
 def test_metric_store_that_fails_does_not_stop_the_exposition(world, caplog):

@@ -111,6 +111,10 @@ MANAGER = {"nodeManagerConfig": {}}
     [
         (registry.GPU_POOLS, {}, "spec.nodeManagerConfig", "Required value"),
         (registry.GPU_POOLS, {**MANAGER, "capacityConfig": {"oversubscription": {"tflopsOversellRatio": 99}}}, "spec.capacityConfig.oversubscription.tflopsOversellRatio", "between 100 and 100000"),
+        (registry.GPU_POOLS, {**MANAGER, "capacityConfig": {"oversubscription": {"vramFull": [{"qos": "low", "policy": "swap"}]}}}, "spec.capacityConfig.oversubscription.vramFull[0].policy", "Unsupported value"),
+        (registry.GPU_POOLS, {**MANAGER, "capacityConfig": {"oversubscription": {"vramFull": [{"policy": "deny"}]}}}, "spec.capacityConfig.oversubscription.vramFull[0].qos", "Required value"),
+        (registry.GPU_POOLS, {**MANAGER, "capacityConfig": {"oversubscription": {"vramFull": [{"qos": "low", "policy": "wait", "timeout": "soon"}]}}}, "spec.capacityConfig.oversubscription.vramFull[0].timeout", "a duration"),
+        (registry.GPU_POOLS, {**MANAGER, "capacityConfig": {"oversubscription": {"vramFull": [{"qos": "low", "policy": "spill", "hostMemory": "-1Gi"}]}}}, "spec.capacityConfig.oversubscription.vramFull[0].hostMemory", "not negative"),
         (registry.GPU_POOLS, {**MANAGER, "componentConfig": {"hypervisor": {"portNumber": 70000}}}, "spec.componentConfig.hypervisor.portNumber", "between 0 and 65535"),
         (registry.GPU_POOLS, {"nodeManagerConfig": {"provisioningMode": "Magic"}}, "spec.nodeManagerConfig.provisioningMode", "Unsupported value"),
         (registry.GPU_POOLS, {"nodeManagerConfig": {"isolationModeRules": [{"mode": "soft"}]}}, "spec.nodeManagerConfig.isolationModeRules[0].selector", "Required value"),

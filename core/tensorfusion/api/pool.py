@@ -7,6 +7,7 @@ from tensorfusion.api.core.scheduling import NodeSelector
 from tensorfusion.api.fields import (
     Amount,
     Doc,
+    Duration,
     Int32,
     Quantity,
     Raw,
@@ -20,6 +21,7 @@ from tensorfusion.names import API_VERSION, PREFIX
 
 POOL_PHASES = ("Pending", "Running", "Updating", "Destroying", "Unknown")
 PROVISIONING_PHASES = ("None", "Initializing", "Provisioning", "Completed")
+VRAM_FULL_POLICIES = ("deny", "wait", "spill", "evict")
 PROVISIONING_MODES = ("Provisioned", "AutoSelect", "Karpenter")
 REQUIREMENT_KEYS = (
     "node.kubernetes.io/instance-type",
@@ -43,6 +45,34 @@ class PoolResources(Wire, frozen=True, kw_only=True):
     memory: Annotated[Amount | None, Doc("Memory in total.")] = None
 
 
+class VramFull(Wire, frozen=True, kw_only=True):
+    """What workers of one quality of service do when a card is full within their limits."""
+
+    qos: Annotated[Qos, Doc("Quality of service that this is about.", added=True)]
+    policy: Annotated[
+        str,
+        Doc(
+            "deny refuses the allocation at once; wait holds it until there is room or the timeout"
+            " has passed; spill puts it into host memory, which is slower; evict is wait while an"
+            " idle neighbour of no higher quality of service is frozen.",
+            enum=VRAM_FULL_POLICIES,
+            added=True,
+        ),
+    ]
+    timeout: Annotated[
+        Duration,
+        Doc("How long wait and evict hold an allocation; 10s if absent.", added=True),
+    ] = ""
+    host_memory: Annotated[
+        Amount | None,
+        Doc(
+            "Most host memory that spill may take per worker and card; as much as the worker's VRAM"
+            " limit if absent.",
+            added=True,
+        ),
+    ] = None
+
+
 class Oversubscription(Wire, frozen=True, kw_only=True):
     """How much more than there is may be promised."""
 
@@ -60,6 +90,15 @@ class Oversubscription(Wire, frozen=True, kw_only=True):
     vram_expand_to_host_disk: Annotated[
         Int32, Doc("Percent of the node's disk that extends VRAM.", minimum=0, maximum=100)
     ] = defaulted(70)
+    vram_full: Annotated[
+        tuple[VramFull, ...],
+        Doc(
+            "What happens when a card is full although a worker is within its limit. What is not"
+            " named: low spills, medium waits 10s, high evicts with 10s, critical with 30s.",
+            map_keys=("qos",),
+            added=True,
+        ),
+    ] = ()
 
 
 class CapacityConfig(Wire, frozen=True, kw_only=True):

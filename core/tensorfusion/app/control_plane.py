@@ -4,14 +4,11 @@ The only place that constructs concrete parts. Start order: lock, plugins, store
 recovery, controllers, wire. Stop order: the reverse.
 """
 
-import fcntl
 import logging
-import os
 import threading
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
@@ -20,13 +17,21 @@ from tensorfusion.admission import Migration
 from tensorfusion.alerting import Dispatcher, Evaluator
 from tensorfusion.api import registry, validation
 from tensorfusion.api.core.pod import Pod
+from tensorfusion.api.pool import GPUPool
 from tensorfusion.api.resource import JsonObject
+from tensorfusion.api.scheduling_config import HypervisorScheduling
 from tensorfusion.apiserver import ApiServer, Seams
 from tensorfusion.app.admission import StoreAdmission
 from tensorfusion.app.defaults import ensure_defaults
 from tensorfusion.app.informers import Informers
 from tensorfusion.app.planning import PoolPlanner
 from tensorfusion.app.routes import Routes
+from tensorfusion.app.startup import (
+    acquire_lock,
+    backend_settings,
+    choose_backend,
+    load_plugins,
+)
 from tensorfusion.autoscale.loop import Autoscaler
 from tensorfusion.clock import Clock, SystemClock
 from tensorfusion.controllers.deployment import DeploymentController
@@ -40,9 +45,14 @@ from tensorfusion.controllers.workload import (
     WorkloadController,
 )
 from tensorfusion.errors import ConfigError
-from tensorfusion.host import PluginHost
 from tensorfusion.hypervisor import Hypervisor
 from tensorfusion.hypervisor.arbiter import Arbiter, Rules, rules_of
+from tensorfusion.hypervisor.discovery import enforcement_of
+from tensorfusion.hypervisor.elsewhere import ElsewhereBackend
+from tensorfusion.hypervisor.evictor import Evictor
+from tensorfusion.hypervisor.freeze_rules import freeze_rules
+from tensorfusion.hypervisor.freezer import WorkerFreezer
+from tensorfusion.hypervisor.when_full import when_full
 from tensorfusion.model.ledger import Change
 from tensorfusion.runtime import garbage
 from tensorfusion.runtime.controller import Controller
@@ -61,10 +71,11 @@ from tensorfusion.scheduling.placer import Placer
 from tensorfusion.scheduling.quota_status import QuotaStatusWriter
 from tensorfusion.scheduling.scheduler import Scheduler, SchedulerInformers
 from tensorfusion.spi.alerts import Alert
-from tensorfusion.spi.backend import Backend, Enforcement, Share
+from tensorfusion.spi.backend import Backend, Capabilities, Enforcement, Share
 from tensorfusion.spi.metrics import MetricStore
 from tensorfusion.spi.observe import AllocationEvent
 from tensorfusion.sqlite import SQLiteStore
+from tensorfusion.store.informer import Change as ObjectChange
 
 log = logging.getLogger(__name__)
 DISCOVERY_SECONDS = 3.0
@@ -90,7 +101,9 @@ class ControlPlane:
         self.data = data
         self.settings = settings
         self.clock: Clock = clock or SystemClock()
-        self._lock = acquire_lock(data)
+        self._lock = acquire_lock(
+            data, f"stop it with `tensorfusion down --data {data}`, or choose another folder"
+        )
         self.host = load_plugins(settings)
         self.health = Health()
         self.health.expect("informers", "recovery")
@@ -206,7 +219,9 @@ class ControlPlane:
         self.manager.add_loop("quota-status", lambda s: quota.run(s, QUOTA_STATUS_SECONDS))
 
     def _build_hypervisor(self) -> None:
-        backend = choose_backend(self.host, self.settings)
+        backend: Backend = ElsewhereBackend()
+        if self.settings.hypervisor == "embedded":
+            backend = choose_backend(self.host, self.settings)
         settings = backend_settings(backend, self.settings)
         self.hypervisor = Hypervisor(
             backend,
@@ -225,6 +240,10 @@ class ControlPlane:
             "tensorfusion_device_changed", node=node, device=device
         )
         hypervisor.sampling.pool_of = self.fleet.pool_of
+        hypervisor.workers.when_full = lambda node, qos, share: when_full(
+            self.informers.pools.get(self.fleet.pool_of(node)), qos, share
+        )
+        self.informers.pools.subscribe(self._pool_changed)
         capabilities = backend.capabilities()
         if capabilities.live_limits and Enforcement.COOPERATIVE in capabilities.isolation.values():
             # A model divides its devices itself, and what cannot be changed cannot be lent.
@@ -236,10 +255,39 @@ class ControlPlane:
                 clock=self.clock,
             )
             self.manager.add_loop("arbiter", arbiter.run)
+        if capabilities.freeze:
+            freezer = self._freezer(capabilities)
+            evictor = Evictor(
+                hypervisor.sessions,
+                promised=hypervisor.workers.promised,
+                infos=lambda node: hypervisor.discovery.infos.get(node, {}),
+                usage=lambda node: hypervisor.sessions[node].usage(),
+                freeze=freezer.freeze,
+                frozen=freezer.frozen,
+                clock=self.clock,
+            )
+            self.manager.add_loop("freezer", freezer.run)
+            self.manager.add_loop("evictor", evictor.run)
         self.manager.add_loop("discovery", lambda s: hypervisor.discovery.run(s, DISCOVERY_SECONDS))
         self.manager.add_loop("sampling", lambda s: hypervisor.sampling.run(s, sampling))
+        self.manager.add_loop("heartbeat", hypervisor.run_heartbeat)
+        self.manager.add_loop("exits", hypervisor.workers.exits.run)
         self.manager.add_loop("collector", self._collect)
         self.manager.add_loop("garbage", lambda s: garbage.sweep(s, self.clock))
+
+    def _freezer(self, capabilities: Capabilities) -> WorkerFreezer:
+        return WorkerFreezer(
+            self.hypervisor.sessions,
+            capabilities,
+            promised=self.hypervisor.workers.promised,
+            rules=lambda node: freeze_rules(self._template_hypervisor(node)),
+            pool_of=self.fleet.pool_of,
+            pod_of=lambda spec: self.informers.pods.get(f"{spec.namespace}/{spec.name}"),
+            store=self.store,
+            events=self._events("tensorfusion-hypervisor"),
+            instruments=self.instruments,
+            clock=self.clock,
+        )
 
     def _build_controllers(self) -> None:
         informers, store, clock = self.informers, self.store, self.clock
@@ -383,13 +431,24 @@ class ControlPlane:
         return min(nodes, key=lambda n: (len(pods.by_index("node", n)), n), default="")
 
     def _enforcement(self, node: str, mode: str) -> str:
-        modes = self.hypervisor.backend.capabilities().isolation
-        return modes.get(mode, Enforcement.NONE).value
+        if node in self.hypervisor.sessions:
+            modes = self.hypervisor.backend.capabilities().isolation
+            return modes.get(mode, Enforcement.NONE).value
+        gpus = self.informers.gpus.by_index("node", node)
+        return enforcement_of(gpus[0], mode) if gpus else Enforcement.NONE.value
+
+    def _pool_changed(self, change: ObjectChange[GPUPool]) -> None:
+        """Bring workers in line with what their pool now says; its status is written often."""
+        if (change.old and change.old.spec) != (change.new and change.new.spec):
+            self.hypervisor.workers.look_again()
 
     def _sharing_rules(self, node: str) -> Rules:
         """How the pool of a node shares its devices."""
+        return rules_of(self._template_hypervisor(node))
+
+    def _template_hypervisor(self, node: str) -> HypervisorScheduling | None:
         template = self.fleet.template_of(self.fleet.pool_of(node))
-        return rules_of(template.spec.hypervisor if template and template.spec else None)
+        return template.spec.hypervisor if template and template.spec else None
 
     def _observe_allocation(self, change: Change, reason: str) -> None:
         side = change.after or change.before
@@ -441,74 +500,6 @@ class ControlPlane:
         self.instruments.replace("tensorfusion_plugin_info", rows)
 
 
-def acquire_lock(data: Path) -> IO[str]:
-    """Take the data folder for this process; the lock goes with the process, however it ends.
-
-    Raises:
-        ConfigError: Another process has it; names its id.
-    """
-    try:
-        data.mkdir(parents=True, exist_ok=True)
-        data.chmod(0o700)
-        handle = (data / "lock").open("a+")
-    except OSError as error:
-        raise ConfigError(f"data folder {data}: {error.strerror}") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.seek(0)
-        holder = handle.read().strip() or "unknown"
-        handle.close()
-        raise ConfigError(
-            f"data folder {data} is in use by process {holder}; stop it with"
-            f" `tensorfusion down --data {data}`, or choose another folder"
-        ) from None
-    handle.truncate(0)
-    handle.write(f"{os.getpid()}\n")
-    handle.flush()
-    return handle
-
-
-def load_plugins(settings: Settings) -> PluginHost:
-    """Load every plugin that the settings allow."""
-    host = PluginHost(
-        allow=settings.plugins.allow,
-        deny=settings.plugins.deny,
-        settings=settings.plugin_settings,
-    )
-    host.load()
-    return host
-
-
-def choose_backend(host: PluginHost, settings: Settings) -> Backend:
-    """Choose a backend: the one that is named, else a real one that is there, else the simulator.
-
-    Raises:
-        ConfigError: The named one is missing or cannot work here; says why.
-    """
-    backends = host.backends()
-    if settings.backend:
-        backend = backends.get(settings.backend)
-        if backend is None:
-            raise ConfigError(
-                f"backend: {settings.backend!r} is not installed;"
-                f" installed: {', '.join(sorted(backends)) or 'none'}"
-            )
-        works, why = backend.available()
-        if not works:
-            raise ConfigError(f"backend: {settings.backend!r} cannot work here: {why}")
-        return backend
-    for name, backend in sorted(backends.items()):
-        if name != "simulated" and backend.available()[0]:
-            return backend
-    if "simulated" not in backends:
-        raise ConfigError(
-            "no backend: no GPU was found and tensorfusion-simulated is not installed;"
-            " try `pip install tensorfusion-simulated`"
-        )
-    return backends["simulated"]
-
-
 def migration_of(settings: Settings) -> Migration | None:
     """Decode which native GPU pods are taken over; None when none are.
 
@@ -521,12 +512,3 @@ def migration_of(settings: Settings) -> Migration | None:
         return msgspec.convert(settings.auto_migration, Migration)
     except msgspec.ValidationError as error:
         raise ConfigError(f"auto_migration: {error}") from error
-
-
-def backend_settings(backend: Backend, settings: Settings) -> dict[str, object]:
-    """Settings of the sessions; the simulator without a description gets the default pool."""
-    if backend.name != "simulated" or settings.plugin_settings.get("simulated"):
-        return {}
-    pool = settings.simulated
-    group = {"model": pool.model, "count": pool.gpus_per_node}
-    return {"nodes": [{"name": "sim-node", "count": pool.nodes, "gpus": [group]}]}

@@ -12,7 +12,7 @@ import click
 
 from tensorfusion import names
 from tensorfusion.api import registry
-from tensorfusion.app.control_plane import load_plugins
+from tensorfusion.app.startup import load_plugins
 from tensorfusion.autoscale.loop import MANAGER as AUTOSCALER
 from tensorfusion.cli.demo_plane import start, stop
 from tensorfusion.cli.objects import apply_one, read_documents

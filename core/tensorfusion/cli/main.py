@@ -16,6 +16,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("tensorfusion.cli.lifecycle:up", "Start a control plane on this machine."),
     "down": ("tensorfusion.cli.lifecycle:down", "Stop the control plane of a data folder."),
     "status": ("tensorfusion.cli.lifecycle:status", "Show what runs: pools, workloads, alerts."),
+    "hypervisor": (
+        "tensorfusion.cli.hypervisor:hypervisor",
+        "Run the agent of one node, against any API server.",
+    ),
     "demo": ("tensorfusion.cli.demo:demo", "Show the product on a simulated pool, in a minute."),
     "apply": ("tensorfusion.cli.objects:apply", "Create or update objects from a file."),
     "get": ("tensorfusion.cli.objects:get", "List objects of a kind."),

@@ -159,6 +159,8 @@ class Arbiter:
         promised: Workers of a node as their pods ask for them.
         capacities: Compute of the devices of a node, GFLOP/s by uuid.
         rules: How a node's pool shares.
+        usage: What a node's workers used, read within the last `TICK_SECONDS`; asks the session
+            by default.
 
     Concurrency: one thread calls `run_once`.
     """
@@ -171,8 +173,10 @@ class Arbiter:
         capacities: Callable[[str], Mapping[str, int]],
         rules: Callable[[str], Rules],
         clock: Clock,
+        usage: Callable[[str], Sequence[WorkerUsage]] | None = None,
     ) -> None:
         self._sessions = sessions
+        self._usage = usage or (lambda node: sessions[node].usage())
         self._promised = promised
         self._capacities = capacities
         self._rules = rules
@@ -196,7 +200,7 @@ class Arbiter:
             if not specs:
                 continue
             try:
-                for use in session.usage():
+                for use in self._usage(node):
                     if use.worker in specs:
                         self._note(use)
                 changed += self._arbitrate(node, session, specs)

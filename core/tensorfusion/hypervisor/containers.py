@@ -111,6 +111,16 @@ class Container:
             raise
         self._children[number] = child
 
+    def running_leader(self) -> int:
+        """The process id of the newest attempt's leader; 0 while there is none that runs."""
+        last = self.last()
+        if last is None or last.exit_code is not None:
+            return 0
+        try:
+            return self._leader(last.number)
+        except ProcessLookupError:
+            return 0
+
     def send(self, number: int) -> None:
         """Send a signal to the processes of the newest attempt."""
         last = self.last()

@@ -13,16 +13,21 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from tensorfusion import names
+from tensorfusion.api.gpu import GPU
 from tensorfusion.api.registry import GPUS, NODES
 from tensorfusion.api.resource import JsonObject
 from tensorfusion.clock import Clock, format_timestamp
 from tensorfusion.errors import AlreadyExists, ApiError, BackendError, NotFound
-from tensorfusion.spi.backend import Capabilities, DeviceInfo, Link, NodeBackend
+from tensorfusion.hypervisor.node_health import NodeHealth
+from tensorfusion.hypervisor.partitions import IdlePartitions
+from tensorfusion.spi.backend import Capabilities, DeviceInfo, Enforcement, Link, NodeBackend
 from tensorfusion.store.interface import Store
 from tensorfusion.units import format_bytes, format_tflops
 
 log = logging.getLogger(__name__)
 MANAGER = "tensorfusion-hypervisor"
+NODE_VERSION = "v1.36.0-tensorfusion"
+"""What a Node object that we make has for the version of its kubelet."""
 
 
 class Discovery:
@@ -56,6 +61,8 @@ class Discovery:
         """Nodes that were not discovered yet."""
         self._left: dict[str, list[str]] = {}
         """By node, the objects of an earlier run that are not marked as missing."""
+        self._health = NodeHealth(store, clock, MANAGER)
+        self._idle = IdlePartitions(store, clock)
         self.on_change: Callable[[str, DeviceInfo], None] | None = None
 
     def run(self, stop: threading.Event, interval_seconds: float) -> None:
@@ -65,6 +72,7 @@ class Discovery:
                 self.run_once()
             except ApiError as error:
                 log.warning("devices not published", extra={"error": str(error)})
+                self.look()
             self._clock.wait(stop, interval_seconds)
 
     def capacities(self, node: str) -> dict[str, int]:
@@ -79,9 +87,7 @@ class Discovery:
                 if names.GPU_MISSING_SINCE not in obj["metadata"].get("annotations", {}):
                     owner = obj["metadata"].get("labels", {}).get(names.MANAGED_BY, "")
                     self._left.setdefault(owner, []).append(name)
-            if self._registers_nodes:
-                present = {o["metadata"]["name"] for o in self._store.list(NODES).items}
-                self._registered = present & self._sessions.keys()
+            self._take_over_nodes()
         for node, session in self._sessions.items():
             try:
                 found = session.discover()
@@ -100,6 +106,7 @@ class Discovery:
             try:
                 with self._batch():
                     self._publish_node(node, found, links, before)
+                    self._health.report(node, found)
             except ApiError:
                 # Nothing of the batch may have happened: the next pass writes all of it again.
                 for uuid in before.keys() | now.keys():
@@ -112,6 +119,40 @@ class Discovery:
             self._tell(node, before, now)
         if not self._unseen:
             self._stored = {}
+        if self._capabilities.partitions:
+            self._publish_idle_partitions()
+
+    def _publish_idle_partitions(self) -> None:
+        for node, session in self._sessions.items():
+            infos = self.infos.get(node, {})
+            cut = {uuid: info for uuid, info in infos.items() if info.partitioned}
+            try:
+                if cut:
+                    self._idle.publish(session, cut)
+            except BackendError as error:
+                log.warning("partitions not read", extra={"node": node, "error": str(error)})
+
+    def look(self) -> None:
+        """Take in the devices of nodes that were never published, for those who only read."""
+        for node, session in self._sessions.items():
+            if node in self.infos:
+                continue
+            try:
+                self.infos[node] = {info.uuid: info for info in session.discover()}
+            except BackendError as error:
+                log.warning("discovery failed", extra={"node": node, "error": str(error)})
+
+    def _take_over_nodes(self) -> None:
+        """Look at the Node objects that there are."""
+        if len(self._sessions) == 1:
+            # An agent has no use for the objects of a whole cluster.
+            [name] = self._sessions
+            items = self._store.list(NODES, field_selector=f"metadata.name={name}").items
+        else:
+            items = self._store.list(NODES).items
+        present = {o["metadata"]["name"]: o for o in items}
+        self._registered = present.keys() & self._sessions.keys()
+        self._health.remember(present[name] for name in self._registered)
 
     def _publish_node(
         self,
@@ -177,7 +218,7 @@ class Discovery:
                 }
             ],
             "nodeInfo": {
-                "kubeletVersion": "v1.36.0-tensorfusion",
+                "kubeletVersion": NODE_VERSION,
                 "operatingSystem": "linux",
                 "architecture": "amd64",
                 "bootID": "",
@@ -254,6 +295,7 @@ def gpu_object(
         "SupportsMetrics": capabilities.metrics,
         "SupportsRemoting": capabilities.remoting,
         "MaxWorkersPerDevice": capabilities.max_workers_per_device or 0,
+        "Enforcement": {mode: level.value for mode, level in modes.items()},
     }
     status: dict[str, Any] = {
         "uuid": info.uuid,
@@ -268,6 +310,8 @@ def gpu_object(
         "message": info.message or "the device is healthy",
         "usedBy": "tensor-fusion",
     }
+    if info.partitioned:
+        status |= {"isolationMode": "partitioned", "isolationPolicy": "Static"}
     if info.numa_node is not None:
         status["numaNode"] = info.numa_node
     peers = [_peer(info.uuid, link) for link in links if info.uuid in (link.source, link.target)]
@@ -283,6 +327,16 @@ def gpu_object(
         },
         "status": status,
     }
+
+
+def enforcement_of(gpu: GPU, mode: str) -> str:
+    """How strongly an isolation mode binds on a card, as the one who published it says."""
+    text = gpu.metadata.annotations.get(names.VIRTUALIZATION_CAPABILITIES, "")
+    try:
+        levels = json.loads(text)["Enforcement"]
+        return Enforcement(levels.get(mode, "none")).value
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Enforcement.NONE.value
 
 
 def _shows(stored: JsonObject, wanted: JsonObject) -> bool:

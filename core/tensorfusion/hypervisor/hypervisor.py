@@ -6,7 +6,7 @@ meters. The composition starts the loops; nothing here starts a thread.
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,14 @@ from tensorfusion.hypervisor.workers import WorkerController
 from tensorfusion.runtime.events import EventRecorder
 from tensorfusion.runtime.instruments import Instruments
 from tensorfusion.spi.backend import Backend, NodeBackend, NodeContext
+from tensorfusion.spi.limited import LimitedWorkers
 from tensorfusion.spi.metrics import MetricStore
 from tensorfusion.store.informer import Informer
 from tensorfusion.store.interface import Store
 
 log = logging.getLogger(__name__)
+HEARTBEAT_SECONDS = 0.5
+"""A worker takes silence of 2.5 s for a fault."""
 
 
 class Hypervisor:
@@ -34,7 +37,10 @@ class Hypervisor:
         folder: Holds one state folder per node; survives restarts.
         pods: Informer of pods, indexed by ``node``.
         batch: Groups the store's writes into one commit, where it can.
+        metrics: Where samples go; None where whoever wants them scrapes.
         registers_nodes: True where nobody else makes Node objects (the embedded mode).
+        nodes: Those to serve; all that the backend stands for by default.
+        worker_env: Variables that every worker's processes get.
     """
 
     def __init__(
@@ -45,18 +51,20 @@ class Hypervisor:
         folder: Path,
         clock: Clock,
         pods: Informer[Any],
-        metrics: MetricStore,
+        metrics: MetricStore | None,
         instruments: Instruments,
         events: EventRecorder,
         settings: Mapping[str, object] | None = None,
         registers_nodes: bool = True,
+        nodes: Sequence[str] | None = None,
+        worker_env: Mapping[str, str] | None = None,
         batch: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.backend = backend
         self._clock = clock
         self._settings = dict(settings or {})
         self.sessions: dict[str, NodeBackend] = {}
-        for node in backend.nodes(self._settings):
+        for node in backend.nodes(self._settings) if nodes is None else nodes:
             self.sessions[node] = self._open(node, folder)
         capabilities = backend.capabilities()
         self.discovery = Discovery(
@@ -76,6 +84,7 @@ class Hypervisor:
             clock=clock,
             events=events,
             runner=self.runner,
+            env=worker_env,
         )
         self.sampling = Sampling(
             self.sessions, pods, self.discovery, metrics, instruments, capabilities, clock
@@ -92,8 +101,20 @@ class Hypervisor:
         except OSError as error:
             raise BackendError(self.backend.name, f"node {node!r}: {error}") from error
 
+    def run_heartbeat(self, stop: threading.Event) -> None:
+        """Give limited workers a sign of life until ``stop`` is set."""
+        limited = {n: s for n, s in self.sessions.items() if isinstance(s, LimitedWorkers)}
+        while limited and not stop.is_set():
+            for node, session in limited.items():
+                try:
+                    session.beat()
+                except BackendError as error:
+                    log.warning("no heartbeat", extra={"node": node, "error": str(error)})
+            self._clock.wait(stop, HEARTBEAT_SECONDS)
+
     def close(self, stop: threading.Event | None = None) -> None:
         """End every session; prepared workers keep running."""
+        self.workers.exits.close()
         for node, session in self.sessions.items():
             try:
                 session.close()

@@ -155,6 +155,11 @@ class PodRunner:
         self._containers = {k: c for k, c in self._containers.items() if k[1] != uid}
         self._asked.discard(uid)
 
+    def leaders(self, node: str, uid: str) -> list[int]:
+        """Processes that lead a pod's containers, of those that run."""
+        found = (container.running_leader() for container in self._all(node, uid))
+        return [pid for pid in found if pid]
+
     def uids(self, node: str) -> list[str]:
         """Pods that have files."""
         folder = self._folder / node / "pods"

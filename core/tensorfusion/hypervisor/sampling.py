@@ -1,12 +1,14 @@
 """Sampling: readings of devices and workers become metrics and usage history.
 
-One pass reads every session once, hands the gauges to the exposition's cache and the samples
-to the metric store. Rates stay FLOP/s (base unit), memory bytes.
+A pass reads every session once; what was read last is handed to the exposition's cache and to the
+metric store. Where samples are taken more often than anyone looks, the second part is done by who
+looks. Rates stay FLOP/s (base unit), memory bytes.
 """
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from tensorfusion import names
 from tensorfusion.api import pod_view
@@ -20,14 +22,19 @@ from tensorfusion.spi.backend import (
     DeviceInfo,
     DeviceMetrics,
     NodeBackend,
+    Pressure,
     WorkerUsage,
 )
 from tensorfusion.spi.catalogue import BY_NAME
+from tensorfusion.spi.limited import LimitedWorkers
 from tensorfusion.spi.metrics import Labels, MetricStore, Sample
 from tensorfusion.store.informer import Informer
 
 log = logging.getLogger(__name__)
 GIGA = 1e9
+DEVICE_SECONDS = 0.9
+"""Devices are read once a second at most, however often workers are: drivers refresh their
+counters no faster than a few times a second."""
 STORED = frozenset(
     {
         "tensorfusion_gpu_vram_capacity_bytes",
@@ -45,15 +52,25 @@ STORED = frozenset(
 """Series that rules and recommenders ask for; the rest is for scrapes only."""
 
 
+@dataclass(slots=True)
+class _Reading:
+    """One look at a node, seconds since the epoch."""
+
+    time: float
+    devices: Sequence[DeviceMetrics] = ()
+    devices_at: float = 0.0
+    workers: Sequence[WorkerUsage] = ()
+
+
 class Sampling:
-    """Reads all sessions on one thread."""
+    """Reads all sessions on one thread; what was read may be published from any."""
 
     def __init__(
         self,
         sessions: Mapping[str, NodeBackend],
         pods: Informer[Pod],
         discovery: Discovery,
-        metrics: MetricStore,
+        metrics: MetricStore | None,
         instruments: Instruments,
         capabilities: Capabilities,
         clock: Clock,
@@ -67,51 +84,89 @@ class Sampling:
         self._clock = clock
         self.pool_of: Callable[[str], str] = lambda _node: ""
         """Names the pool of a node; set by the composition."""
+        self.latest: dict[str, _Reading] = {}
+        """The last reading of each node that could be read."""
+        self._lock = threading.Lock()
         self._shown: set[str] = set()
         self._pairs: dict[tuple[str, ...], dict[tuple[str, ...], Labels]] = {}
         """Label pairs of the last pass by names, then by values: most series come again."""
         self._facts: dict[str, tuple[str, Mapping[str, DeviceInfo], dict[str, list[Row]]]] = {}
         """Node to pool, devices, and the rows that follow from those two."""
 
-    def run(self, stop: threading.Event, interval_seconds: float) -> None:
-        """Sample until ``stop`` is set."""
+    def run(
+        self, stop: threading.Event, interval_seconds: float, *, publishes: bool = True
+    ) -> None:
+        """Sample until ``stop`` is set.
+
+        Args:
+            publishes: Hand every reading on; otherwise whoever wants it calls `publish`.
+        """
+        step = self.run_once if publishes else self.read
         while not stop.is_set():
             started = self._clock.monotonic()
-            self.run_once()
+            step()
             spent = self._clock.monotonic() - started
             self._clock.wait(stop, max(interval_seconds - spent, interval_seconds / 10))
 
     def run_once(self) -> None:
-        """Read every session once."""
-        rows: dict[str, list[Row]] = {}
-        pods = {pod.metadata.uid: pod for pod in self._pods.values()}
+        """Read every session once, and publish."""
+        self.read()
+        self.publish()
+
+    def read(self) -> None:
+        """Read every session once; a node that cannot be read has no reading."""
         for node, session in self._sessions.items():
+            now = self._clock.now()
+            last = self.latest.get(node)
+            reading = _Reading(now)
             try:
-                if self._capabilities.metrics:
-                    self._read_devices(node, session, rows)
+                if last is not None and last.devices and now - last.devices_at < DEVICE_SECONDS:
+                    reading.devices, reading.devices_at = last.devices, last.devices_at
+                elif self._capabilities.metrics:
+                    reading.devices, reading.devices_at = session.metrics(), now
                 if self._capabilities.process_usage:
-                    self._read_workers(node, session, rows, pods)
+                    reading.workers = session.usage()
             except BackendError as error:
                 log.warning("sampling failed", extra={"node": node, "error": str(error)})
+                self.latest.pop(node, None)
                 continue
-            self._instruments.set(
-                "tensorfusion_hypervisor_last_heartbeat_timestamp_seconds",
-                self._clock.now(),
-                {"node": node},
-            )
-        self._publish(rows)
+            self.latest[node] = reading
+
+    def usage(self, node: str) -> Sequence[WorkerUsage]:
+        """What the workers of a node used at the last reading."""
+        reading = self.latest.get(node)
+        return reading.workers if reading is not None else ()
+
+    def publish(self) -> None:
+        """Hand the last readings on; one thread at a time."""
+        with self._lock:
+            rows: dict[str, list[Row]] = {}
+            pods = {pod.metadata.uid: pod for pod in self._pods.values()}
+            for node, reading in self.latest.copy().items():
+                session = self._sessions[node]
+                if self._capabilities.metrics:
+                    self._add_devices(node, reading.devices, rows)
+                if self._capabilities.process_usage:
+                    self._add_workers(node, session, reading.workers, rows, pods)
+                self._instruments.set(
+                    "tensorfusion_hypervisor_last_heartbeat_timestamp_seconds",
+                    reading.time,
+                    {"node": node},
+                )
+            self._publish(rows)
 
     def _publish(self, rows: dict[str, list[Row]]) -> None:
         """Hand the rows of a pass over; what had rows in the last pass and has none now goes."""
         now = self._clock.now()
         samples: list[Sample] = []
+        store = self._metrics
         known, self._pairs = self._pairs, {}
         for name in self._shown - rows.keys():
             self._instruments.replace(name, (), source="sampling")
         self._shown = set(rows)
         for name, series in rows.items():
             self._instruments.replace(name, series, source="sampling")
-            if name not in STORED:
+            if store is None or name not in STORED:
                 continue
             labels = BY_NAME[name].labels
             before, pairs_of = known.get(labels, {}), self._pairs.setdefault(labels, {})
@@ -121,17 +176,19 @@ class Sampling:
                     pairs = before.get(values) or tuple(sorted(zip(labels, values, strict=True)))
                     pairs_of[values] = pairs
                 samples.append(Sample(name, pairs, now, value))
+        if store is None:
+            return
         try:
-            self._metrics.write(samples)
+            store.write(samples)
         except Exception:
             # Hook isolation: the store is a plugin, and scrapes go on without it.
             log.exception("samples not stored")
 
-    def _read_devices(self, node: str, session: NodeBackend, rows: dict[str, list[Row]]) -> None:
+    def _add_devices(
+        self, node: str, readings: Sequence[DeviceMetrics], rows: dict[str, list[Row]]
+    ) -> None:
         pool = self.pool_of(node)
         infos = self._discovery.infos.get(node, {})
-        readings = session.metrics()
-        # After the reading: a node that cannot be read has no rows at all.
         for name, facts in self._facts_of(node, pool, infos).items():
             rows.setdefault(name, []).extend(facts)
         for reading in readings:
@@ -156,10 +213,11 @@ class Sampling:
         self._facts[node] = (pool, infos, rows)
         return rows
 
-    def _read_workers(
+    def _add_workers(
         self,
         node: str,
         session: NodeBackend,
+        usage: Sequence[WorkerUsage],
         rows: dict[str, list[Row]],
         pods: Mapping[str, Pod],
     ) -> None:
@@ -167,7 +225,7 @@ class Sampling:
         infos = self._discovery.infos.get(node, {})
         specs = {spec.worker: spec for spec in session.workers()}
         workers_on: dict[str, int] = dict.fromkeys(infos, 0)
-        for use in session.usage():
+        for use in usage:
             spec = specs.get(use.worker)
             if spec is None:
                 continue
@@ -186,6 +244,10 @@ class Sampling:
             _add(rows, "worker_compute_limit_flops", labels, spec.share.limit_gflops * GIGA)
             _add(rows, "worker_vram_request_bytes", labels, spec.share.request_vram_bytes)
             _add(rows, "worker_vram_limit_bytes", labels, spec.share.limit_vram_bytes)
+            if isinstance(session, LimitedWorkers):
+                faults = session.faults(spec.worker)
+                _add(rows, "worker_limiter_opened_total", labels, faults.opened)
+                _add(rows, "worker_limiter_closed_total", labels, faults.closed)
 
 
 def _add(rows: dict[str, list[Row]], name: str, labels: tuple[str, ...], value: float) -> None:
@@ -216,3 +278,18 @@ def _add_usage(
     _add(rows, "worker_vram_used_bytes", labels, use.vram_bytes)
     _add(rows, "worker_throttled_seconds_total", labels, use.throttled_seconds_total)
     _add(rows, "worker_vram_denials_total", labels, use.oom_total)
+    if use.pressure is not None:
+        _add_pressure(rows, labels, use.pressure)
+
+
+def _add_pressure(rows: dict[str, list[Row]], labels: tuple[str, ...], pressure: Pressure) -> None:
+    for name, value in (
+        ("worker_vram_spilled_bytes", pressure.spilled_bytes),
+        ("worker_vram_spilled_bytes_total", pressure.spilled_bytes_total),
+        ("worker_vram_wanted_bytes", pressure.wanted_bytes),
+        ("worker_vram_waits_total", pressure.waits_total),
+        ("worker_vram_waited_seconds_total", pressure.waited_seconds_total),
+        ("worker_vram_evict_requests_total", pressure.evict_requests_total),
+        ("worker_vram_full_denials_total", pressure.denied_total),
+    ):
+        _add(rows, name, labels, value)

@@ -5,9 +5,10 @@ pod once its worker is released. Where a backend names a command that stands in 
 they run as processes of this machine; otherwise none is started.
 """
 
+import dataclasses
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tensorfusion import names
 from tensorfusion.api import pod_view
@@ -16,9 +17,12 @@ from tensorfusion.api.registry import PODS
 from tensorfusion.api.resource import JsonObject
 from tensorfusion.clock import Clock, format_timestamp, parse_timestamp
 from tensorfusion.errors import BackendError, ConfigError, NotFound
+from tensorfusion.hypervisor import partitions
+from tensorfusion.hypervisor.exits import ExitWatch
+from tensorfusion.hypervisor.overrides import Overrides
 from tensorfusion.hypervisor.pod_status import is_reported, process_status, running_status
 from tensorfusion.hypervisor.pods import PodRunner
-from tensorfusion.model.worker_annotations import gpu_ids_of, limit_of, request_of
+from tensorfusion.model.worker_annotations import cuts_of, gpu_ids_of, limit_of, request_of
 from tensorfusion.runtime.controller import DONE, Controller, Result
 from tensorfusion.runtime.events import EventRecorder
 from tensorfusion.spi.backend import (
@@ -27,6 +31,7 @@ from tensorfusion.spi.backend import (
     NodeBackend,
     PreparedWorker,
     Share,
+    WhenFull,
     WorkerSpec,
 )
 from tensorfusion.store.informer import Change, Informer, split_key
@@ -35,7 +40,9 @@ from tensorfusion.store.interface import Store
 log = logging.getLogger(__name__)
 MANAGER = "tensorfusion-hypervisor"
 WATCH_SECONDS = 1.0
-"""How often processes are looked at."""
+"""How often processes are looked at whose end nobody tells."""
+WATCHED_SECONDS = 10.0
+"""How often the others are, whose logs may have grown too long."""
 STOP_SECONDS = 0.2
 """How often processes are looked at that were asked to end."""
 KILL_SECONDS, KILL_POLL_SECONDS = 5.0, 0.05
@@ -47,6 +54,7 @@ class WorkerController:
 
     Args:
         runner: Runs containers as processes; None where a kubelet runs them.
+        env: Variables that every worker's processes get.
     """
 
     def __init__(
@@ -59,9 +67,11 @@ class WorkerController:
         clock: Clock,
         events: EventRecorder,
         runner: PodRunner | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self._store = store
         self._runner = runner
+        self._env = dict(env or {})
         self._sessions = sessions
         self._pods = pods
         self._capabilities = capabilities
@@ -73,9 +83,15 @@ class WorkerController:
         self._started: dict[str, tuple[str, str]] = {}
         """Pod to its node and uid, of those with processes."""
         self._known_devices: dict[str, DeviceInfo] = {}
+        self._overrides = Overrides()
+        self.when_full: Callable[[str, str, Share], WhenFull] = lambda _node, _qos, _share: (
+            WhenFull()
+        )
+        """What a node's pool says of full cards, by quality of service; set by the composition."""
         self._users: dict[str, set[str]] = {}
         """Worker to the keys of the pods that use it."""
         self.controller = Controller("hypervisor-workers", self.reconcile, clock=clock)
+        self.exits = ExitWatch(self.controller.queue.add)
         pods.subscribe(self._changed)
 
     def _changed(self, change: Change[Pod]) -> None:
@@ -161,13 +177,17 @@ class WorkerController:
         session = self._sessions[node]
         try:
             spec = self.spec_of(pod, node)
+            if spec.isolation == partitions.ISOLATION:
+                spec = self._cut_for(session, spec, pod, node)
             known, prepared = self._specs.get(key), self._prepared.get(key)
             watched = key in self._started
             if known == spec and self._is_running(pod) and not watched:
                 return DONE
             same = known is not None and _same_but_share(known, spec)
             if not same or (watched and prepared is None):
-                self._prepared[key] = prepared = session.prepare(spec)
+                found = session.prepare(spec)
+                prepared = dataclasses.replace(found, env={**found.env, **self._env})
+                self._prepared[key] = prepared
             elif known != spec or not watched:
                 session.set_limits(spec.worker, spec.share)
         except (BackendError, ConfigError) as error:
@@ -181,6 +201,11 @@ class WorkerController:
         if not self._is_running(pod):
             self._report_running(pod)
         return DONE
+
+    def _cut_for(self, session: NodeBackend, spec: WorkerSpec, pod: Pod, node: str) -> WorkerSpec:
+        annotations = pod.metadata.annotations
+        devices = [self._device(node, name) for name in gpu_ids_of(annotations)]
+        return partitions.cut_for(session, spec, devices, cuts_of(annotations))
 
     def _run(self, runner: PodRunner, key: str, pod: Pod, prepared: PreparedWorker) -> Result:
         """Keep the processes of a pod's containers running, and report how they are."""
@@ -196,7 +221,16 @@ class WorkerController:
         status = process_status(states, format_timestamp(self._clock.now()))
         if not is_reported(pod, status):
             self._report(pod, status)
-        return DONE if status["phase"] in pod_view.FINISHED else Result(WATCH_SECONDS)
+        if status["phase"] in pod_view.FINISHED:
+            return DONE
+        if self.exits.watched(key) == len(states):
+            return Result(WATCHED_SECONDS)
+        leaders = runner.leaders(node, pod.metadata.uid)
+        if len(leaders) < len(states):
+            return Result(WATCH_SECONDS)  # one is not there yet, or waits to be started again
+        for pid in leaders:
+            self.exits.watch(key, pid)
+        return Result(WATCHED_SECONDS)
 
     def _end(self, key: str, kill_at: float) -> bool:
         """End a pod's processes; True once they are gone, with their files."""
@@ -209,10 +243,51 @@ class WorkerController:
         del self._started[key]
         return True
 
+    def look_again(self) -> None:
+        """Bring every worker in line once more, because its pool may have changed."""
+        for key in self._specs.copy():
+            self.controller.queue.add(key)
+
     def promised(self, node: str) -> list[WorkerSpec]:
         """The workers of a node as their pods ask for them; safe from any thread."""
         nodes = self._node_of.copy()
         return [spec for key, spec in self._specs.copy().items() if nodes.get(key) == node]
+
+    def override(self, worker: str, gflops: int | None, vram_bytes: int | None) -> Share:
+        """Change a running worker's limits until its pod asks for something else.
+
+        Args:
+            gflops: Limit of compute on each device; None leaves it.
+            vram_bytes: Likewise of memory.
+
+        Raises:
+            NotFound: No pod of ours uses that worker.
+            BackendError: The limits could not be changed.
+        """
+        spec, node = next(
+            ((s, self._node_of[k]) for k, s in self._specs.copy().items() if s.worker == worker),
+            (None, ""),
+        )
+        if spec is None:
+            raise NotFound(f"worker {worker!r} is not known on this node")
+        share = dataclasses.replace(
+            spec.share,
+            limit_gflops=spec.share.limit_gflops if gflops is None else gflops,
+            limit_vram_bytes=spec.share.limit_vram_bytes if vram_bytes is None else vram_bytes,
+        )
+        self._overrides.put(worker, share)
+        self._sessions[node].set_limits(worker, share)
+        for key in self._users.get(worker, set()).copy():
+            self.controller.queue.add(key)
+        return share
+
+    def worker_of_pod(self, uid: str) -> str:
+        """The worker that the pod of a uid uses; empty when it uses none of ours."""
+        for key, spec in self._specs.copy().items():
+            pod = self._pods.get(key)
+            if pod is not None and pod.metadata.uid == uid:
+                return spec.worker
+        return ""
 
     def spec_of(self, pod: Pod, node: str) -> WorkerSpec:
         """Build the worker that an admitted, bound pod stands for."""
@@ -220,13 +295,15 @@ class WorkerController:
         devices = [self._device(node, name) for name in gpu_ids_of(annotations)]
         first = devices[0]
         request, limit = request_of(annotations), limit_of(annotations)
-        share = Share(
+        asked = Share(
             request_gflops=request.gflops_on(first.compute_gflops),
             request_vram_bytes=request.vram_bytes,
             limit_gflops=limit.gflops_on(first.compute_gflops) or first.compute_gflops,
             limit_vram_bytes=limit.vram_bytes or first.vram_bytes,
         )
         worker, name = worker_of(pod)
+        share = self._overrides.share(worker, asked)
+        qos = annotations.get(names.QOS, "medium")
         return WorkerSpec(
             worker=worker,
             namespace=pod.metadata.namespace,
@@ -235,8 +312,9 @@ class WorkerController:
             devices=tuple(device.uuid for device in devices),
             share=share,
             isolation=annotations.get(names.ISOLATION, "soft"),
-            qos=annotations.get(names.QOS, "medium"),
+            qos=qos,
             partition_template=annotations.get(names.PARTITION_ID, ""),
+            when_full=self.when_full(node, qos, share),
             annotations={k: v for k, v in annotations.items() if k == names.SIMULATED_LOAD},
         )
 
@@ -285,6 +363,7 @@ class WorkerController:
         if not self._users[spec.worker] - {key}:
             self._sessions[self._node_of[key]].release(spec.worker)
             self._users.pop(spec.worker)
+            self._overrides.forget(spec.worker)
         else:
             self._users[spec.worker].discard(key)
         del self._specs[key], self._node_of[key]
@@ -299,7 +378,12 @@ class WorkerController:
 
 
 def _same_but_share(a: WorkerSpec, b: WorkerSpec) -> bool:
-    return (a.worker, a.devices, a.isolation) == (b.worker, b.devices, b.isolation)
+    return (a.worker, a.devices, a.isolation, a.when_full) == (
+        b.worker,
+        b.devices,
+        b.isolation,
+        b.when_full,
+    )
 
 
 def worker_of(pod: Pod) -> tuple[str, str]:

@@ -17,21 +17,36 @@ from tensorfusion import names
 from tensorfusion.model.claims import FLEET, Claim
 from tensorfusion.model.demand import Demand
 from tensorfusion.model.fleet import Fleet
-from tensorfusion.model.neighbours import Census, Neighbours, PeerIndex, PeerTerm, SpreadRule
+from tensorfusion.model.neighbours import (
+    HOSTNAME,
+    Census,
+    Neighbours,
+    PeerIndex,
+    PeerTerm,
+    SpreadRule,
+)
 from tensorfusion.model.rows import Bools, Ints
 
 APART = ("anti-affinity", "too near to pods that must be apart")
 NEAR = ("affinity", "away from the pods they must be near")
 TAKEN = "claims"
 SPREAD = ("spread", "where more pods would be too uneven a spread")
+OWN_DOMAIN = (HOSTNAME, names.GPU_DOMAIN)
+"""Keys by which every node, or every card, is a domain of its own."""
 
 
 class Rule(NamedTuple):
-    """What one rule leaves: ``cards`` are those allowed, (nodes, slots)."""
+    """What one rule leaves.
+
+    Attributes:
+        cards: Those allowed, (nodes, slots).
+        like: Those allowed of a new node with the labels of each; (nodes, slots).
+    """
 
     constraint: str
     phrase: str
     cards: Bools
+    like: Bools
 
 
 class Surroundings:
@@ -85,38 +100,73 @@ class Surroundings:
                 if slot is not None:
                     mask[slot] = False
             shape = (self._fleet.size, self._fleet.width)
-            yield Rule(TAKEN, f"where {claim} is taken", np.broadcast_to(mask[:, None], shape))
+            phrase = f"where {claim} is taken"
+            cards = np.broadcast_to(mask[:, None], shape)
+            yield Rule(TAKEN, phrase, cards, np.full(shape, FLEET not in nodes, dtype=np.bool_))
         for term in rules.apart:
             if not term.weight:
-                yield Rule(*APART, self._counted(term, self._census(term)) == 0)
+                yield self._apart(term, self._census(term))
         for term, census in self._peers.repelling(self._demand.namespace, self._labels):
-            yield Rule(*APART, self._counted(term, census) == 0)
+            yield self._apart(term, census)
         for term in rules.near:
             if not term.weight:
-                yield Rule(*NEAR, self._near(term))
+                yield self._near(term)
         for spread in rules.spread:
             if spread.required:
-                yield Rule(*SPREAD, self._even(spread))
+                yield self._even(spread)
 
-    def _near(self, term: PeerTerm) -> Bools:
+    def _apart(self, term: PeerTerm, census: Census) -> Rule:
+        cards = self._counted(term, census) == 0
+        like = np.ones_like(cards) if term.key in OWN_DOMAIN else cards
+        return Rule(*APART, cards, like)
+
+    def _near(self, term: PeerTerm) -> Rule:
         census = self._census(term)
         counts = self._counted(term, census, outside=-1)
         # The first of pods that must be near each other may go anywhere.
         alone = not census and term.selector.matches(self._demand.namespace, self._labels)
-        allowed: Bools = counts >= (0 if alone else 1)
-        return allowed
+        cards = counts >= (0 if alone else 1)
+        like = np.full_like(cards, alone) if term.key in OWN_DOMAIN else cards
+        return Rule(*NEAR, cards, like)
 
-    def _even(self, rule: SpreadRule) -> Bools:
+    @property
+    def spreads(self) -> bool:
+        """Whether a rule compares domains, so that what is allowed depends on which nodes suit."""
+        return any(rule.constraint == SPREAD[0] for rule in self.rules)
+
+    def allows_like(self, slot: int) -> bool:
+        """Tell whether the rules would allow a new, empty node with the labels of another one."""
+        return all(rule.like[slot].any() for rule in self.rules)
+
+    def counted(self) -> set[str]:
+        """Return the keys of the pods whose leaving could change what the rules allow."""
+        rules = self._demand.shape.neighbours or Neighbours()
+        namespace, labels = self._demand.namespace, self._labels
+        selectors = [term.selector for term in rules.apart]
+        selectors += [rule.selector for rule in rules.spread]
+        # Where all that it must be near have left, it is the first of them.
+        near = [term.selector for term in rules.near]
+        selectors += [one for one in near if one.matches(namespace, labels)]
+        return self._peers.matching(selectors, namespace, labels)
+
+    def _even(self, rule: SpreadRule) -> Rule:
         """Allow domains that stay within the skew; those that cannot take the pod do not count."""
         counts = self._counted(rule, self._peers.census(rule.selector), outside=-1)
-        suited = self._suited[1] if rule.key == names.GPU_DOMAIN else self._suited[0][:, None]
-        eligible = counts[np.broadcast_to(suited, counts.shape) & (counts >= 0)]
-        lowest = int(eligible.min()) if eligible.size else 0
-        if rule.min_domains and self._domains(rule.key) < rule.min_domains:
-            lowest = 0
+        by_card = rule.key == names.GPU_DOMAIN
+        suited = self._suited[1] if by_card else self._suited[0][:, None]
+        eligible = np.broadcast_to(suited, counts.shape) & (counts >= 0)
         own = int(rule.selector.matches(self._demand.namespace, self._labels))
-        allowed: Bools = (counts >= 0) & (counts + own - lowest <= rule.max_skew)
-        return allowed
+        lowest = int(counts[eligible].min()) if eligible.any() else 0
+        domains = self._domains(rule.key) if rule.min_domains else 0
+        floor = 0 if domains < rule.min_domains else lowest
+        cards = (counts >= 0) & (counts + own - floor <= rule.max_skew)
+        # A new node counts itself: alone in a domain of its own, or in the one it shares.
+        with_it = np.zeros_like(counts) if rule.key in OWN_DOMAIN else counts
+        floors = np.minimum(with_it, lowest) if eligible.any() else with_it
+        if rule.min_domains and domains + (rule.key in OWN_DOMAIN) < rule.min_domains:
+            floors = np.zeros_like(with_it)
+        like = (counts >= 0) & (with_it + own - floors <= rule.max_skew)
+        return Rule(*SPREAD, cards, like)
 
     def _domains(self, key: str) -> int:
         if key == names.GPU_DOMAIN:

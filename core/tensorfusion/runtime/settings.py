@@ -36,6 +36,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     Attributes:
         plugin_settings: Plugin name to its own block.
         backend: Backend to use; empty means a real GPU's if one is found, else the simulator.
+        hypervisor: Where nodes are served: ``embedded`` in the control plane's own process, or by
+            ``agents``, one `tensorfusion hypervisor` per node.
         auto_migration: Which pods with native GPU requests are taken over: ``enable``, and scopes
             ``includes`` and ``excludes``; see the how-to guide on migration.
         metric_store: Name of the metric store plugin.
@@ -48,6 +50,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     plugins: PluginSettings = PluginSettings()
     plugin_settings: dict[str, dict[str, Any]] = {}
     backend: str = ""
+    hypervisor: Literal["embedded", "agents"] = "embedded"
     simulated: SimulatedPool = SimulatedPool()
     auto_migration: dict[str, Any] = {}
     metric_store: str = "embedded"

@@ -25,6 +25,17 @@ class Enforcement(StrEnum):
     """The vendor's driver or hardware enforces."""
 
 
+class Tier(StrEnum):
+    """Where the device memory of a worker is."""
+
+    HOT = "hot"
+    """On its devices."""
+    WARM = "warm"
+    """In host memory; the devices are free of it."""
+    COLD = "cold"
+    """On disk."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     """What a backend can do. Conformance tests check each claim.
@@ -34,6 +45,9 @@ class Capabilities:
             strongly it is enforced. A mode that is missing is refused at placement.
         partitions: Hardware partitions can be created and removed.
         snapshot: A worker's device state can be saved and restored.
+        freeze: Tiers that a worker can be frozen to.
+        tells_waiting: `NodeBackend.frozen` tells which workers have work. Without it nobody is
+            frozen for being idle, since nobody would know when to thaw it.
         remoting: Workers can serve clients on other nodes.
         metrics: `NodeBackend.metrics` answers.
         process_usage: `NodeBackend.usage` answers per worker.
@@ -44,6 +58,8 @@ class Capabilities:
     isolation: Mapping[str, Enforcement]
     partitions: bool = False
     snapshot: bool = False
+    freeze: tuple[Tier, ...] = ()
+    tells_waiting: bool = False
     remoting: bool = False
     metrics: bool = False
     process_usage: bool = False
@@ -63,6 +79,7 @@ class DeviceInfo:
         full_model: The driver's own product name.
         compute_gflops: Dense FP16 rate in GFLOP/s.
         vram_bytes: Physical memory in bytes.
+        partitioned: The device is set up to be cut into partitions and takes nothing else.
         healthy: False when the device must not take new work; ``message`` says why.
     """
 
@@ -77,6 +94,7 @@ class DeviceInfo:
     driver_version: str = ""
     multiprocessors: int | None = None
     pci_bus_id: str = ""
+    partitioned: bool = False
     healthy: bool = True
     message: str = ""
 
@@ -116,6 +134,57 @@ class DeviceMetrics:
     clock_hertz: float | None = None
 
 
+class FullPolicy(StrEnum):
+    """What an allocation within a worker's limit does when the device is physically full."""
+
+    DENY = "deny"
+    """It is refused at once."""
+    WAIT = "wait"
+    """It waits for room until a deadline, then it is refused."""
+    SPILL = "spill"
+    """It goes to host memory, which is slower."""
+    EVICT = "evict"
+    """It waits as under ``wait``, while the node makes room by freezing an idle neighbour."""
+
+
+@dataclass(frozen=True, slots=True)
+class WhenFull:
+    """A worker's policy for a full device.
+
+    Attributes:
+        wait_seconds: The deadline of ``wait`` and ``evict``.
+        host_bytes: Most that may be in host memory at a time under ``spill``, per device. It
+            counts against the worker's memory limit too.
+    """
+
+    policy: FullPolicy = FullPolicy.DENY
+    wait_seconds: float = 0.0
+    host_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pressure:
+    """What a full device did to one worker.
+
+    Attributes:
+        wanted_bytes: What its processes wait for now.
+        spilled_bytes: Of its memory, what is in host memory now.
+        spilled_bytes_total: What ever went there.
+        waits_total: Allocations that waited for room.
+        waited_seconds_total: How long, summed over threads.
+        evict_requests_total: Allocations for which the node was asked to make room.
+        denied_total: Allocations within its limit that were refused.
+    """
+
+    wanted_bytes: int = 0
+    spilled_bytes: int = 0
+    spilled_bytes_total: int = 0
+    waits_total: int = 0
+    waited_seconds_total: float = 0.0
+    evict_requests_total: int = 0
+    denied_total: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerUsage:
     """What one worker used of one device.
@@ -125,6 +194,7 @@ class WorkerUsage:
         throttled_seconds_total: Time in which the worker wanted more than it was given.
         busy_seconds_total: Device time used, seconds; 0 where the device cannot tell.
         oom_total: Allocations refused because of the worker's VRAM limit.
+        pressure: What a full device did to it; None where nobody counts.
     """
 
     worker: str
@@ -135,6 +205,23 @@ class WorkerUsage:
     throttled_seconds_total: float = 0.0
     busy_seconds_total: float = 0.0
     oom_total: int = 0
+    pressure: Pressure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenWorker:
+    """A worker that is off its devices.
+
+    Attributes:
+        vram_bytes: What it had on its devices, and takes again when it is thawed.
+        waiting: Whether it has work: one of its calls waits for the device. None where the
+            vendor cannot tell; such a worker is thawed when somebody asks for it.
+    """
+
+    worker: str
+    tier: Tier
+    vram_bytes: int
+    waiting: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +242,8 @@ class WorkerSpec:
         worker: Identity: the pod's uid.
         devices: uuids in the order the worker's containers see them.
         share: Per device, the same on each.
+        partitions: For isolation ``partitioned``: uuid of the slice of each device.
+        when_full: What happens when a device is full although the worker is within its limit.
         annotations: The pod's, for vendor hints and the simulated load.
     """
 
@@ -167,6 +256,8 @@ class WorkerSpec:
     isolation: str = "soft"
     qos: str = "medium"
     partition_template: str = ""
+    partitions: tuple[str, ...] = ()
+    when_full: WhenFull = field(default_factory=WhenFull)
     annotations: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -197,11 +288,18 @@ class PreparedWorker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """A hardware slice of a device."""
+    """A hardware slice of a device.
+
+    Attributes:
+        parent: uuid of the device.
+        template: The vendor's name of its shape.
+        start: First slot that it covers; see ``docs/explanation/partitions.md``.
+    """
 
     uuid: str
     parent: str
     template: str
+    start: int
     compute_gflops: int
     vram_bytes: int
 
@@ -227,7 +325,7 @@ class NodeBackend(Protocol):
     """A session with the devices of one node.
 
     Concurrency: every method may be called from any thread. No call may take longer than
-    10 s. Errors are `tensorfusion.errors.BackendError`.
+    10 s, but those that move device memory, which take as long as it does. Errors are `tensorfusion.errors.BackendError`.
     """
 
     def discover(self) -> Sequence[DeviceInfo]:
@@ -270,20 +368,76 @@ class NodeBackend(Protocol):
         """List prepared workers, also those of a session before a restart."""
         ...
 
-    def create_partition(self, uuid: str, template: str) -> Partition:
-        """Cut a slice out of a device. Refused with BackendError without the capability."""
+    def partitions(self) -> Sequence[Partition]:
+        """List the slices that exist, whoever made them; empty without the capability."""
+        ...
+
+    def create_partition(self, uuid: str, template: str, start: int | None = None) -> Partition:
+        """Cut a slice out of a device.
+
+        Args:
+            uuid: The device.
+            template: The vendor's name of the shape.
+            start: First slot; None leaves the place to the driver.
+
+        Raises:
+            BackendError: The capability is missing, the template is unknown, or there is no room.
+        """
         ...
 
     def remove_partition(self, uuid: str) -> None:
-        """Give a slice back; one that is gone is fine."""
+        """Give a slice back; one that is gone is fine.
+
+        Raises:
+            BackendError: A worker uses it.
+        """
+        ...
+
+    def freeze(self, worker: str, tier: Tier) -> None:
+        """Move a worker's device memory to a tier below hot, and hold its calls until `thaw`.
+
+        All of its processes or none. Work that it had submitted ends first. One that is frozen
+        already moves between the tiers; one without processes is fine. Its memory still counts
+        against its own limit, but takes nothing of the devices.
+
+        Raises:
+            BackendError: The tier is not offered, the worker was not prepared, its work did not
+                end within seconds, or there is no room; it runs on, or stays as it was.
+        """
+        ...
+
+    def thaw(self, worker: str) -> float:
+        """Bring a worker back to its devices, contents as they were; a hot one is left alone.
+
+        Returns:
+            Seconds that it took, as measured; 0 for one that was hot.
+
+        Raises:
+            BackendError: The worker was not prepared, or its devices have no room now; it stays
+                frozen, and a later call may succeed.
+        """
+        ...
+
+    def frozen(self) -> Sequence[FrozenWorker]:
+        """List frozen workers, also those of a session before a restart; cheap to ask."""
         ...
 
     def snapshot(self, worker: str, target: Path) -> None:
-        """Save a worker's device state. Refused with BackendError without the capability."""
+        """Save a worker's device state below a folder, and hold its calls until `resume`.
+
+        Raises:
+            BackendError: The capability is missing, the worker was not prepared or has no
+                processes, or there is no room; it runs on.
+        """
         ...
 
     def resume(self, worker: str, source: Path) -> None:
-        """Restore what `snapshot` saved. Refused with BackendError without the capability."""
+        """Restore what `snapshot` saved, onto the devices that the worker is prepared for by now.
+
+        Raises:
+            BackendError: The capability is missing, the folder has no such snapshot, or the
+                devices have no room; the worker stays as it was, and a later call may succeed.
+        """
         ...
 
     def close(self) -> None:

@@ -60,6 +60,7 @@ class Informer(Generic[T]):
         clock: Clock,
         namespace: str = "",
         label_selector: str = "",
+        field_selector: str = "",
         indexers: Mapping[str, Callable[[T], Iterable[str]]] | None = None,
     ) -> None:
         self.resource = resource
@@ -69,6 +70,7 @@ class Informer(Generic[T]):
         self._clock = clock
         self._namespace = namespace
         self._label_selector = label_selector
+        self._field_selector = field_selector
         self._objects: dict[str, T] = {}
         self._versions: dict[str, str] = {}
         self._indexers = dict(indexers or {})
@@ -136,6 +138,7 @@ class Informer(Generic[T]):
             self._namespace,
             resource_version=version,
             label_selector=self._label_selector,
+            field_selector=self._field_selector,
         )
         if not isinstance(watch, PollableWatch):
             watch.stop()
@@ -174,6 +177,7 @@ class Informer(Generic[T]):
                 self.resource,
                 self._namespace,
                 label_selector=self._label_selector,
+                field_selector=self._field_selector,
                 limit=PAGE,
                 continue_token=token,
             )
@@ -194,6 +198,7 @@ class Informer(Generic[T]):
             self._namespace,
             resource_version=version,
             label_selector=self._label_selector,
+            field_selector=self._field_selector,
             bookmarks=True,
             timeout_seconds=300,
         )

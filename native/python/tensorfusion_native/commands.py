@@ -160,10 +160,10 @@ def _ratio(tflops: str | None, percent: float | None, place: Place) -> float:
 @click.option(
     "-o",
     "--output",
-    type=click.Choice(("table", "json")),
+    type=click.Choice(("table", "wide", "json")),
     default="table",
     show_default=True,
-    help="Output format.",
+    help="Output format; a table has 80 columns, wide all there is to tell.",
 )
 def smi(watch: bool, data: Path | None, output: str) -> None:
     """Show the GPUs of this machine and who uses them: limits, use, throttling.
@@ -181,7 +181,7 @@ def smi(watch: bool, data: Path | None, output: str) -> None:
         else:
             if watch and sys.stdout.isatty():
                 click.clear()
-            click.echo("\n".join(to_text(seen)))
+            click.echo("\n".join(to_text(seen, wide=output == "wide")))
         if not watch:
             return
         try:

@@ -5,9 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tensorfusion.errors import BackendError
-from tensorfusion.spi.backend import Mount, WorkerSpec
+from tensorfusion.spi.backend import Mount, Pressure, WorkerSpec
+from tensorfusion.spi.limited import Attested, LimiterFaults
+from tensorfusion_native.attestation import read_attestations
 from tensorfusion_native.libraries import Libraries
+from tensorfusion_native.states import State, decode_state
 from tensorfusion_native.workers import WorkerRecord, Workers
+
+NO_PRESSURE = Pressure()
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +23,7 @@ class Counters:
     denied: int = 0
     used_bytes: int = 0
     charged_seconds: float = 0.0
+    pressure: Pressure | None = None
 
 
 class Enforcer:
@@ -34,6 +40,7 @@ class Enforcer:
         self._libraries = libraries
         self._context_bytes = context_bytes
         self._workers = Workers(folder / "workers")
+        self._counted: dict[tuple[str, int], tuple[bytes, Counters]] = {}
 
     def put(self, spec: WorkerSpec, whole_gflops: int) -> None:
         """Make a worker's files, or put its changed share in force at once.
@@ -53,6 +60,9 @@ class Enforcer:
             compute_ratio=min(1.0, ratio) or 1.0,
             context_bytes=self._context_bytes,
             command=[f"{spec.namespace}/{spec.name}"],
+            full=spec.when_full.policy.value,
+            full_wait_seconds=spec.when_full.wait_seconds,
+            spill_bytes=spec.when_full.host_bytes,
         )
         try:
             self._workers.put(record)
@@ -71,18 +81,69 @@ class Enforcer:
         return (Mount(library, library), Mount(folder, folder, read_only=False))
 
     def counters(self, spec: WorkerSpec, uuid: str) -> Counters:
-        """Read the counters of one device; zeros where the files cannot be read."""
+        """Read the counters of one device; zeros where the files cannot be read.
+
+        The same object as last time as long as nothing changed.
+        """
         try:
-            use = self._workers.use(spec.worker)[spec.devices.index(uuid)]
+            row = spec.devices.index(uuid)
+            raw = self._workers.state(spec.worker, row)
+            key = (spec.worker, row)
+            known = self._counted.get(key)
+            if known is not None and known[0] == raw:
+                return known[1]
+            state = decode_state(raw)
+            # Waiting ends without a trace where the process that waits is killed.
+            wanted = self._workers.wanted(spec.worker, row) if state.wanted_bytes else 0
         except (OSError, ValueError, IndexError):
             return Counters()
-        charged = use.charged_ns * use.trim_ratio / 1e9
-        return Counters(use.throttled_ns / 1e9, use.denied, use.used_bytes, charged)
+        found = _counters(state, wanted)
+        if not wanted:
+            self._counted[key] = (raw, found)
+        return found
+
+    def beat(self) -> None:
+        """Give every worker a sign of life."""
+        self._workers.beat()
+
+    def attest(self, worker: str) -> list[Attested]:
+        """Read what the processes of a worker wrote of themselves that still run."""
+        return read_attestations(self._workers.path(worker))
+
+    def faults(self, worker: str) -> LimiterFaults:
+        """Read a worker's counters of faults; zeros where its files cannot be read."""
+        try:
+            found = self._workers.faults(worker)
+        except (OSError, ValueError):
+            return LimiterFaults()
+        return LimiterFaults(found.fail_open, found.fail_closed, found.recovered, found.bad_limits)
 
     def remove(self, worker: str) -> None:
         """Forget a worker; one that is not known is fine."""
         self._workers.remove(worker)
+        self._counted = {key: known for key, known in self._counted.items() if key[0] != worker}
 
     def close(self) -> None:
         """Unmap the files; the workers keep running under their limits."""
         self._workers.close()
+
+
+def _counters(state: State, wanted: int) -> Counters:
+    pressure = NO_PRESSURE
+    if wanted or state.was_full():
+        pressure = Pressure(
+            wanted_bytes=wanted,
+            spilled_bytes=state.spilled_bytes,
+            spilled_bytes_total=state.spilled_total_bytes,
+            waits_total=state.full_waits,
+            waited_seconds_total=state.full_waited_ns / 1e9,
+            evict_requests_total=state.evict_requests,
+            denied_total=state.full_denied,
+        )
+    return Counters(
+        state.throttled_ns / 1e9,
+        state.denied,
+        state.used_bytes,
+        state.charged_ns * state.trim_ratio / 1e9,
+        pressure,
+    )

@@ -2,8 +2,8 @@
 
 from typing import Final
 
-LAYOUT_VERSION: Final = 1
-LAYOUT_HASH: Final = 3669260715
+LAYOUT_VERSION: Final = 2
+LAYOUT_HASH: Final = 2328484364
 DEVICES: Final = 16
 """Devices that one worker may be limited on."""
 PROCESSES: Final = 512
@@ -18,21 +18,30 @@ POLICY_OPEN: Final = 0
 """A fault of ours lets work through."""
 POLICY_CLOSED: Final = 1
 """A fault of ours holds work back."""
+FULL_DENY: Final = 0
+"""An allocation within the cap that meets a full card is refused at once."""
+FULL_WAIT: Final = 1
+"""It waits until it fits or the deadline has passed."""
+FULL_SPILL: Final = 2
+"""It goes to host memory."""
+FULL_EVICT: Final = 3
+"""As full_wait, while the owner is asked to make room."""
 
-DEVICE_LIMIT_BYTES: Final = 88
+DEVICE_LIMIT_BYTES: Final = 96
 """What a worker may use of one device."""
 DEVICE_LIMIT: Final[dict[str, int]] = {
     "uuid": 0,
     "vram_bytes": 48,
     "context_bytes": 56,
-    "compute_ppm": 64,
-    "contended": 68,
-    "measured_busy_ns": 72,
-    "measured_at_ns": 80,
+    "spill_bytes": 64,
+    "compute_ppm": 72,
+    "contended": 76,
+    "measured_busy_ns": 80,
+    "measured_at_ns": 88,
 }
 """Field to offset in bytes."""
 
-LIMITS_BYTES: Final = 1456
+LIMITS_BYTES: Final = 1592
 """The limits file: written by the owner (hypervisor or launcher), mapped read-only by the tenant."""
 LIMITS: Final[dict[str, int]] = {
     "magic": 0,
@@ -42,13 +51,15 @@ LIMITS: Final[dict[str, int]] = {
     "device_count": 20,
     "policy": 24,
     "heartbeat_needed": 28,
-    "heartbeat_ns": 32,
-    "checksum": 40,
-    "devices": 48,
+    "full_policy": 32,
+    "full_wait_ms": 36,
+    "heartbeat_ns": 40,
+    "checksum": 48,
+    "devices": 56,
 }
 """Field to offset in bytes."""
 
-DEVICE_USE_BYTES: Final = 56
+DEVICE_USE_BYTES: Final = 72
 """What one process has on one device, in bytes by class."""
 DEVICE_USE: Final[dict[str, int]] = {
     "plain_bytes": 0,
@@ -58,10 +69,12 @@ DEVICE_USE: Final[dict[str, int]] = {
     "array_bytes": 32,
     "context_bytes": 40,
     "graph_bytes": 48,
+    "spilled_bytes": 56,
+    "wanted_bytes": 64,
 }
 """Field to offset in bytes."""
 
-PROCESS_BYTES: Final = 920
+PROCESS_BYTES: Final = 1176
 """One attached process, identified by pid, start time and pid namespace."""
 PROCESS: Final[dict[str, int]] = {
     "pid": 0,
@@ -72,24 +85,31 @@ PROCESS: Final[dict[str, int]] = {
 }
 """Field to offset in bytes."""
 
-DEVICE_STATE_BYTES: Final = 72
+DEVICE_STATE_BYTES: Final = 128
 """The state of one device that the processes of the worker share."""
 DEVICE_STATE: Final[dict[str, int]] = {
     "used_bytes": 0,
     "peak_bytes": 8,
     "denied": 16,
-    "ready_at_ns": 24,
-    "charged_ns": 32,
-    "launches": 40,
-    "throttled_ns": 48,
-    "trim_ppm": 56,
-    "share_ppm": 60,
-    "contended": 64,
-    "longest_us": 68,
+    "spilled_bytes": 24,
+    "spilled_total_bytes": 32,
+    "wanted_bytes": 40,
+    "full_denied": 48,
+    "full_waits": 56,
+    "full_waited_ns": 64,
+    "evict_requests": 72,
+    "ready_at_ns": 80,
+    "charged_ns": 88,
+    "launches": 96,
+    "throttled_ns": 104,
+    "trim_ppm": 112,
+    "share_ppm": 116,
+    "contended": 120,
+    "longest_us": 124,
 }
 """Field to offset in bytes."""
 
-LEDGER_BYTES: Final = 472320
+LEDGER_BYTES: Final = 604288
 """The ledger file: written by the worker's processes."""
 LEDGER: Final[dict[str, int]] = {
     "magic": 0,
@@ -102,6 +122,6 @@ LEDGER: Final[dict[str, int]] = {
     "recovered": 112,
     "bad_limits": 120,
     "states": 128,
-    "processes": 1280,
+    "processes": 2176,
 }
 """Field to offset in bytes."""

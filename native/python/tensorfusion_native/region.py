@@ -16,12 +16,30 @@ from types import TracebackType
 from typing import Self
 
 from tensorfusion_native import layout
+from tensorfusion_native.processes import start_ticks
 
 WORKER_VARIABLE = "TENSORFUSION_WORKER_DIR"
 FAULT_POLICY_VARIABLE = "TENSORFUSION_FAULT_POLICY"
+FULL_POLICIES = {
+    "deny": layout.FULL_DENY,
+    "wait": layout.FULL_WAIT,
+    "spill": layout.FULL_SPILL,
+    "evict": layout.FULL_EVICT,
+}
+"""What an allocation within the cap does when the card is full, by name."""
 
-_ROW = struct.Struct("<48sQQIIQQ")
-_CLASSES = ("plain", "managed", "pool", "physical", "array", "context", "graph")
+_ROW = struct.Struct("<48sQQQIIQQ")
+_CLASSES = ("plain", "managed", "pool", "physical", "array", "context", "graph", "spilled")
+LONGEST_WAIT_SECONDS = 24 * 3600
+_FULL_COUNTERS = (
+    "spilled_bytes",
+    "spilled_total_bytes",
+    "wanted_bytes",
+    "full_denied",
+    "full_waits",
+    "full_waited_ns",
+    "evict_requests",
+)
 _FUTEX_WAKE = 1
 _SYS_FUTEX = {"x86_64": 202, "aarch64": 98}
 """Number of the futex system call by machine (the kernel's system call tables)."""
@@ -39,6 +57,7 @@ class DeviceLimit:
         contended: Other workers were active in the last measurement.
         measured_busy_ns: Busy time so far, as the owner measures it; with ``measured_at_ns``.
         measured_at_ns: When that was, ``CLOCK_MONOTONIC``; 0 leaves measuring to the worker.
+        spill_bytes: Cap of what may be in host memory instead, where the policy is to spill.
     """
 
     uuid: str
@@ -48,6 +67,7 @@ class DeviceLimit:
     contended: bool = False
     measured_busy_ns: int = 0
     measured_at_ns: int = 0
+    spill_bytes: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < len(self.uuid.encode()) < 48:
@@ -56,7 +76,13 @@ class DeviceLimit:
             raise ValueError(
                 f"device limit {self.uuid}: compute_ratio {self.compute_ratio} must be above 0, up to 1"
             )
-        for name in ("vram_bytes", "context_bytes", "measured_busy_ns", "measured_at_ns"):
+        for name in (
+            "vram_bytes",
+            "context_bytes",
+            "measured_busy_ns",
+            "measured_at_ns",
+            "spill_bytes",
+        ):
             if not 0 <= getattr(self, name) < 2**63:
                 raise ValueError(
                     f"device limit {self.uuid}: {name} {getattr(self, name)} must be 0 to 2^63-1"
@@ -68,11 +94,36 @@ class DeviceLimit:
             self.uuid.encode(),
             self.vram_bytes,
             self.context_bytes,
+            self.spill_bytes,
             max(1, round(self.compute_ratio * layout.WHOLE_DEVICE_PPM)),
             int(self.contended),
             self.measured_busy_ns,
             self.measured_at_ns,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class FullPolicy:
+    """What an allocation within the cap does when the card is full.
+
+    Attributes:
+        name: deny, wait, spill or evict.
+        wait_seconds: How long it may wait under wait and evict.
+    """
+
+    name: str = "deny"
+    wait_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in FULL_POLICIES:
+            raise ValueError(f"full policy {self.name!r} must be one of {', '.join(FULL_POLICIES)}")
+        if not 0 <= self.wait_seconds <= LONGEST_WAIT_SECONDS:
+            raise ValueError(
+                f"full policy: wait_seconds {self.wait_seconds} must be 0 to {LONGEST_WAIT_SECONDS}"
+            )
+
+
+DENY = FullPolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +138,13 @@ class DeviceUse:
         launches: Launches admitted under a share.
         throttled_ns: Time that its threads were held back, summed.
         trim_ratio: Measured over charged device time.
+        spilled_bytes: The part of ``used_bytes`` that is in host memory.
+        spilled_total_bytes: Bytes that ever went there.
+        wanted_bytes: What its threads wait for now because the card is full.
+        full_denied: Allocations within the cap, refused because the card was full.
+        full_waits: Allocations that waited for room.
+        full_waited_ns: How long, summed over threads.
+        evict_requests: Allocations for which the owner was asked to make room.
     """
 
     used_bytes: int
@@ -96,11 +154,18 @@ class DeviceUse:
     launches: int
     throttled_ns: int
     trim_ratio: float
+    spilled_bytes: int = 0
+    spilled_total_bytes: int = 0
+    wanted_bytes: int = 0
+    full_denied: int = 0
+    full_waits: int = 0
+    full_waited_ns: int = 0
+    evict_requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessUse:
-    """Bytes by class (plain, managed, pool, physical, array, context, graph) of one process, per device row."""
+    """Bytes of one process, per device row, by class: plain, managed, pool, physical, array, context, graph, spilled."""
 
     pid: int
     devices: tuple[dict[str, int], ...]
@@ -145,6 +210,7 @@ class WorkerRegion:
         *,
         closed: bool = False,
         heartbeat: bool = False,
+        full: FullPolicy = DENY,
     ) -> Self:
         """Make a worker's folder and files.
 
@@ -153,6 +219,7 @@ class WorkerRegion:
             devices: One row per device.
             closed: On a fault of ours work is held back instead of let through.
             heartbeat: Silence of the owner for 2.5 s is a fault; `beat` must be called.
+            full: What an allocation within the cap does when the card is full.
 
         Raises:
             ValueError: More devices than the layout has rows for.
@@ -169,7 +236,7 @@ class WorkerRegion:
         region = cls(folder, limits, ledger)
         struct.pack_into("<II", limits, 8, layout.LAYOUT_VERSION, layout.LAYOUT_HASH)
         region.beat()
-        region.write(devices, closed=closed, heartbeat=heartbeat)
+        region.write(devices, closed=closed, heartbeat=heartbeat, full=full)
         struct.pack_into("<Q", limits, 0, layout.LIMITS_MAGIC)
         return region
 
@@ -221,7 +288,12 @@ class WorkerRegion:
         return {WORKER_VARIABLE: str(self.folder)}
 
     def write(
-        self, devices: Sequence[DeviceLimit], *, closed: bool = False, heartbeat: bool = False
+        self,
+        devices: Sequence[DeviceLimit],
+        *,
+        closed: bool = False,
+        heartbeat: bool = False,
+        full: FullPolicy = DENY,
     ) -> None:
         """Put limits in force; held threads are woken, the others read them at their next call.
 
@@ -233,13 +305,20 @@ class WorkerRegion:
                 f"worker {self.folder}: {len(devices)} devices, at most {layout.DEVICES}"
             )
         at = layout.LIMITS
-        head = struct.pack("<IIII", len(devices), int(closed), int(heartbeat), 0)
+        head = struct.pack(
+            "<IIIII",
+            len(devices),
+            int(closed),
+            int(heartbeat),
+            FULL_POLICIES[full.name],
+            round(full.wait_seconds * 1000),
+        )
         rows = b"".join(device.pack() for device in devices)
         sequence = self._sequence() | 1
         struct.pack_into("<I", self._limits, at["sequence"], sequence)
-        self._limits[at["device_count"] : at["device_count"] + 12] = head[:12]
+        self._limits[at["device_count"] : at["device_count"] + len(head)] = head
         self._limits[at["devices"] : at["devices"] + len(rows)] = rows
-        struct.pack_into("<Q", self._limits, at["checksum"], _fnv1a(head + rows))
+        struct.pack_into("<Q", self._limits, at["checksum"], _fnv1a(head + bytes(4) + rows))
         struct.pack_into("<I", self._limits, at["sequence"], sequence + 1 & 0xFFFFFFFF)
         self._wake()
 
@@ -247,6 +326,17 @@ class WorkerRegion:
         """Give a sign of life."""
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         struct.pack_into("<Q", self._limits, layout.LIMITS["heartbeat_ns"], now)
+
+    def state(self, row: int) -> bytes:
+        """Copy one device's shared state; `states.decode_state` reads it.
+
+        Raises:
+            IndexError: There is no such row.
+        """
+        if not 0 <= row < layout.DEVICES:
+            raise IndexError(f"worker {self.folder}: row {row} must be 0 to {layout.DEVICES - 1}")
+        base = layout.LEDGER["states"] + row * layout.DEVICE_STATE_BYTES
+        return self._ledger[base : base + layout.DEVICE_STATE_BYTES]
 
     def use(self, row: int) -> DeviceUse:
         """Read one device's shared state.
@@ -267,7 +357,36 @@ class WorkerRegion:
             throttled_ns=self._u64(at["throttled_ns"]),
             trim_ratio=(self._u32(at["trim_ppm"]) or layout.WHOLE_DEVICE_PPM)
             / layout.WHOLE_DEVICE_PPM,
+            **{name: self._u64(at[name]) for name in _FULL_COUNTERS},
         )
+
+    def wanted(self, row: int) -> int:
+        """Bytes that living processes wait for on a device because the card is full.
+
+        A process that was killed while it waited stays in `DeviceUse.wanted_bytes` until another
+        one notices, so who makes room for others asks here.
+
+        Raises:
+            IndexError: There is no such row.
+        """
+        if not self.use(row).wanted_bytes:
+            return 0
+        base = layout.LEDGER["processes"]
+        field = layout.PROCESS["devices"] + row * layout.DEVICE_USE_BYTES
+        field += layout.DEVICE_USE["wanted_bytes"]
+        total = 0
+        for at in range(base, base + layout.PROCESSES * layout.PROCESS_BYTES, layout.PROCESS_BYTES):
+            wanted = self._u64(at + field)
+            if wanted and self._lives(at):
+                total += wanted
+        return total
+
+    def _lives(self, slot: int) -> bool:
+        """Whether a slot's process runs; one of another pid namespace is believed to."""
+        if self._u64(slot + layout.PROCESS["pid_namespace"]) != os.stat("/proc/self/ns/pid").st_ino:
+            return True
+        ticks = start_ticks(self._u32(slot + layout.PROCESS["pid"]))
+        return bool(ticks) and ticks == self._u64(slot + layout.PROCESS["start_ticks"])
 
     def processes(self, devices: int = 1) -> list[ProcessUse]:
         """List the attached processes with their bytes on the first ``devices`` rows."""

@@ -16,6 +16,8 @@ from tensorfusion_native.simulated_machine import SimulatedMachine
 from tensorfusion_native.workers import WorkerRecord, Workers
 
 BAR = 10
+COLUMNS = 80
+"""Width of a terminal that nobody made wider."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,11 @@ class WorkerRow:
         compute_ratio: Share that it had, as the driver measured it last.
         throttled_ratio: Part of the time since the last look in which its threads were held
             back, summed over threads; None at the first look.
-        denied: Allocations refused at the cap.
+        denied: Allocations refused at the cap, or within it because the card was full.
+        spilled_bytes: Of its memory, what is in host memory because the card was full.
+        wanted_bytes: What it waits for now because the card is full.
+        waits: Allocations that waited so.
+        evict_requests: Those for which a neighbour's memory was asked for.
     """
 
     worker: str
@@ -58,6 +64,10 @@ class WorkerRow:
     throttled_seconds: float
     throttled_ratio: float | None
     denied: int
+    spilled_bytes: int
+    wanted_bytes: int
+    waits: int
+    evict_requests: int
     command: str
 
 
@@ -139,7 +149,11 @@ class Watcher:
                 launches=use.launches,
                 throttled_seconds=use.throttled_ns / 1e9,
                 throttled_ratio=self._throttled((found.folder, record.name, uuid), use),
-                denied=use.denied,
+                denied=use.denied + use.full_denied,
+                spilled_bytes=use.spilled_bytes,
+                wanted_bytes=use.wanted_bytes,
+                waits=use.full_waits,
+                evict_requests=use.evict_requests,
                 command=" ".join(record.command),
             )
 
@@ -170,62 +184,66 @@ def _device_row(device: Device, reading: Reading, simulated: bool) -> DeviceRow:
     )
 
 
-def to_text(seen: Seen) -> list[str]:
-    """Print one look as two tables."""
-    lines = format_rows(
-        ("GPU", "NAME", "USE", "", "MEMORY", "TEMP", "POWER", "UUID"),
-        [
-            (
-                str(row.index),
-                row.name + (" (simulated)" if row.simulated else ""),
-                _percent(row.utilization_ratio),
-                bar(row.utilization_ratio or 0.0),
-                f"{_bytes(row.used_bytes)} / {human_bytes(row.memory_bytes)}",
-                "" if row.temperature_celsius is None else f"{row.temperature_celsius:.0f} C",
-                "" if row.power_watts is None else f"{row.power_watts:.0f} W",
-                row.uuid,
-            )
-            for row in seen.devices
-        ],
-    )
-    if not seen.devices:
-        lines = ["no GPU, and no simulated one in use"]
-    if not seen.workers:
-        return [*lines, "", "no workers"]
-    return [
-        *lines,
-        "",
-        *format_rows(
-            (
-                "WORKER",
-                "GPU",
-                "USE",
-                "LIMIT",
-                "",
-                "MEMORY",
-                "LIMIT",
-                "HELD BACK",
-                "DENIED",
-                "COMMAND",
-            ),
-            [
-                (
-                    row.worker,
-                    row.uuid[:12],
-                    _percent(row.compute_ratio),
-                    _percent(row.limit_ratio),
-                    bar(row.compute_ratio, row.limit_ratio),
-                    human_bytes(row.used_bytes),
-                    human_bytes(row.limit_bytes) if row.limit_bytes else "none",
-                    f"{row.throttled_seconds:.1f} s"
-                    + ("" if row.throttled_ratio is None else f" ({row.throttled_ratio:.0%})"),
-                    str(row.denied),
-                    row.command[:40],
-                )
-                for row in seen.workers
-            ],
-        ),
+def to_text(seen: Seen, *, wide: bool = False) -> list[str]:
+    """Print one look as two tables.
+
+    Args:
+        wide: All columns, whole; otherwise lines have at most `COLUMNS` characters.
+    """
+    lines = _device_table(seen, wide) if seen.devices else ["no GPU, and no simulated one in use"]
+    lines += ["", *(_worker_table(seen, wide) if seen.workers else ["no workers"])]
+    return lines if wide else [line[:COLUMNS].rstrip() for line in lines]
+
+
+def _device_table(seen: Seen, wide: bool) -> list[str]:
+    rows = [
+        (
+            str(row.index),
+            _cut(row.name + (" (simulated)" if row.simulated else ""), 30, wide),
+            _percent(row.utilization_ratio),
+            f"{_bytes(row.used_bytes)} / {human_bytes(row.memory_bytes)}",
+            "" if row.temperature_celsius is None else f"{row.temperature_celsius:.0f} C",
+            "" if row.power_watts is None else f"{row.power_watts:.0f} W",
+            *((bar(row.utilization_ratio or 0.0), row.uuid) if wide else ()),
+        )
+        for row in seen.devices
     ]
+    headings = ("GPU", "NAME", "USE", "MEMORY", "TEMP", "POWER")
+    return format_rows((*headings, "", "UUID") if wide else headings, rows)
+
+
+def _worker_table(seen: Seen, wide: bool) -> list[str]:
+    index = {row.uuid: str(row.index) for row in seen.devices}
+    rows = []
+    for row in seen.workers:
+        held = f"{row.throttled_seconds:.1f} s"
+        if row.throttled_ratio is not None:
+            held = f"{held} ({row.throttled_ratio:.0%})" if wide else f"{row.throttled_ratio:.0%}"
+        rows.append(
+            (
+                _cut(row.worker, 10, wide),
+                index.get(row.uuid, "?"),
+                _percent(row.compute_ratio),
+                _percent(row.limit_ratio),
+                human_bytes(row.used_bytes),
+                human_bytes(row.limit_bytes) if row.limit_bytes else "none",
+                human_bytes(row.spilled_bytes) if row.spilled_bytes else "0",
+                held,
+                str(row.denied),
+                *((str(row.waits), bar(row.compute_ratio, row.limit_ratio)) if wide else ()),
+                row.command,
+            )
+        )
+    headings = (
+        *("WORKER", "GPU", "USE", "LIMIT", "MEMORY", "LIMIT", "SPILLED", "HELD", "DENIED"),
+        *(("WAITS", "") if wide else ()),
+        "COMMAND",
+    )
+    return format_rows(headings, rows)
+
+
+def _cut(text: str, most: int, wide: bool) -> str:
+    return text if wide or len(text) <= most else text[: most - 1] + "…"
 
 
 def format_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tensorfusion.model.hardware import Card
+from tensorfusion_native.checkpoint import Checkpoints
 from tensorfusion_native.libraries import VIEW, Libraries
 from tensorfusion_native.management import Management
 
@@ -27,7 +28,7 @@ def device_uuid(place: str, index: int, model: str) -> str:
 class SimulatedMachine:
     """What a process needs to run on the machine, and what its owner needs to look at it.
 
-    The state is named after the configuration and the machine's start: its times are those of
+    The state is named after the configuration, the driver's build and the machine's start: its times are those of
     the kernel's monotonic clock, which begins anew with every start.
     """
 
@@ -68,7 +69,9 @@ class SimulatedMachine:
                 f"sms={card.multiprocessors}",
             ]
         text = "\n".join(lines) + "\n"
-        key = hashlib.sha256((text + BOOT_ID.read_text()).encode()).hexdigest()[:12]
+        # Another build of the driver may keep its state differently.
+        build = (libraries.simulated / VIEW).read_bytes()
+        key = hashlib.sha256((text + BOOT_ID.read_text()).encode() + build).hexdigest()[:12]
         folder.mkdir(parents=True, exist_ok=True)
         state, config = folder / f"state-{key}", folder / f"config-{key}"
         if not config.exists():
@@ -102,10 +105,17 @@ class SimulatedMachine:
 
         The library keeps one machine per copy of itself, so each machine has a copy of its own.
         """
+        return Management(self._view(), self.state, self.config)
+
+    def checkpoints(self) -> Checkpoints:
+        """The driver's checkpoint calls, for the machine's processes."""
+        return Checkpoints(self._view(), self.state, self.config)
+
+    def _view(self) -> Path:
         original = self.libraries.simulated / VIEW
         copy = self.folder / VIEW
         if not copy.exists() or copy.read_bytes() != original.read_bytes():
             part = self.folder / f"{VIEW}.{os.getpid()}"
             shutil.copyfile(original, part)
             os.replace(part, copy)
-        return Management(copy, self.state, self.config)
+        return copy

@@ -12,7 +12,7 @@ import msgspec
 
 from tensorfusion_native.libraries import Libraries
 from tensorfusion_native.processes import WORKER_NAME_VARIABLE, start_ticks
-from tensorfusion_native.region import DeviceLimit, DeviceUse, WorkerRegion
+from tensorfusion_native.region import DeviceLimit, DeviceUse, Faults, FullPolicy, WorkerRegion
 
 RECORD = "worker.json"
 
@@ -29,6 +29,9 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         pid: Its launcher, where it ends with one; 0 otherwise.
         start_ticks: When the launcher started, as the kernel counts.
         command: What runs, for people to read.
+        full: What an allocation within the cap does when the card is full.
+        full_wait_seconds: How long it may wait then.
+        spill_bytes: Cap of what may be in host memory instead, per device.
     """
 
     name: str
@@ -39,13 +42,26 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
     start_ticks: int = 0
     command: list[str] = []
+    full: str = "deny"
+    full_wait_seconds: float = 0.0
+    spill_bytes: int = 0
 
     def limits(self) -> list[DeviceLimit]:
         """The rows of the limits file."""
         return [
-            DeviceLimit(uuid, self.vram_bytes, self.compute_ratio, self.context_bytes)
+            DeviceLimit(
+                uuid,
+                self.vram_bytes,
+                self.compute_ratio,
+                self.context_bytes,
+                spill_bytes=self.spill_bytes,
+            )
             for uuid in self.devices
         ]
+
+    def full_policy(self) -> FullPolicy:
+        """The policy as the limits file has it."""
+        return FullPolicy(self.full, self.full_wait_seconds)
 
     def over(self) -> bool:
         """Whether it had a launcher that is gone."""
@@ -62,6 +78,7 @@ class Workers:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._regions: dict[str, WorkerRegion] = {}
+        self._beats = False
 
     def put(self, record: WorkerRecord) -> None:
         """Make a worker, or give one that is there its new limits.
@@ -70,19 +87,41 @@ class Workers:
             ValueError: A limit is out of range.
         """
         known = self.find(record.name)
-        if known is not None and known.devices != record.devices:
+        if known is not None and known.devices != record.devices and not self._moves(record):
             self.remove(record.name)
             known = None
         path = self.path(record.name)
         if known is None:
             shutil.rmtree(path, ignore_errors=True)
-            self._regions[record.name] = WorkerRegion.create(path, record.limits())
+            self._regions[record.name] = WorkerRegion.create(
+                path, record.limits(), heartbeat=self._beats, full=record.full_policy()
+            )
         elif known != record:
-            self._region(record.name).write(record.limits())
+            self._write(record)
         if known != record:
             part = path / f"{RECORD}.part"
             part.write_bytes(msgspec.json.encode(record))
             os.replace(part, path / RECORD)
+
+    def beat(self) -> None:
+        """Give every worker a sign of life; from the first one on, they take silence for a fault."""
+        if not self._beats:
+            self._beats = True
+            for record in self.records():
+                try:
+                    self._write(record)
+                except (OSError, ValueError):
+                    continue  # not usable; `put` makes it anew
+        for region in self._regions.values():
+            region.beat()
+
+    def faults(self, name: str) -> Faults:
+        """Read a worker's counters of faults.
+
+        Raises:
+            OSError, ValueError: There is no such worker, or its files have another layout.
+        """
+        return self._region(name).faults()
 
     def find(self, name: str) -> WorkerRecord | None:
         """Read one worker; None when there is none, or its files are not complete."""
@@ -107,6 +146,22 @@ class Workers:
         record = self.find(name)
         region = self._region(name)
         return [region.use(row) for row in range(len(record.devices) if record else 0)]
+
+    def state(self, name: str, row: int) -> bytes:
+        """What the processes of a worker share about one of its devices, as it lies in memory.
+
+        Raises:
+            OSError, ValueError: There is no such worker, or its files have another layout.
+        """
+        return self._region(name).state(row)
+
+    def wanted(self, name: str, row: int) -> int:
+        """Bytes that a worker's living processes wait for on a device that is full.
+
+        Raises:
+            OSError, ValueError: There is no such worker, or its files have another layout.
+        """
+        return self._region(name).wanted(row)
 
     def pids(self, name: str) -> set[int]:
         """Processes that attached to a worker's ledger."""
@@ -143,6 +198,17 @@ class Workers:
     def path(self, name: str) -> Path:
         """The folder of a worker."""
         return self.folder / quote(name, safe="")
+
+    def _write(self, record: WorkerRecord) -> None:
+        self._region(record.name).write(
+            record.limits(), heartbeat=self._beats, full=record.full_policy()
+        )
+
+    def _moves(self, record: WorkerRecord) -> bool:
+        """Whether a worker goes on on other devices: its rows keep their places and are renamed."""
+        known = self.find(record.name)
+        same = known is not None and len(known.devices) == len(record.devices)
+        return same and self.alive(record.name)
 
     def _region(self, name: str) -> WorkerRegion:
         if name not in self._regions:

@@ -19,6 +19,7 @@ from tensorfusion_native.simulated_machine import SimulatedMachine, device_uuid
 from tensorfusion_nvidia.backend import NvidiaBackend
 
 GIB = 1 << 30
+NEWEST = {"cuda_version": 13000, "driver_version": "580.65.06"}
 pytestmark = pytest.mark.skipif(not built(), reason="the native part is not built")
 
 
@@ -27,12 +28,13 @@ def simulated(tmp_path, monkeypatch):
     """A simulated machine of two A100, and nvidia-ml-py that talks to it."""
     card = find_card("A100_SXM_80G")
     cards = [(device_uuid("test", i, card.model), card) for i in range(2)]
-    machine = SimulatedMachine.create(tmp_path / "machine", cards, libraries())
+    machine = SimulatedMachine.create(tmp_path / "machine", cards, libraries(), settings=NEWEST)
     machine.management()  # opens the state before nvidia-ml-py does, so that it needs no variables
     spec = importlib.util.find_spec("pynvml")
     pynvml = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "pynvml", pynvml)  # it looks itself up there
     spec.loader.exec_module(pynvml)
+    pynvml.checkpoints = machine.checkpoints()
     pynvml.nvmlLib = CDLL(str(machine.folder / VIEW))
     for name, value in machine.environment().items():
         monkeypatch.setenv(name, value)
@@ -42,7 +44,7 @@ def simulated(tmp_path, monkeypatch):
 class TestNvidiaOnSimulatedDriver(conformance.BackendConformance):
     @pytest.fixture
     def backend(self, simulated):
-        return NvidiaBackend(simulated)
+        return NvidiaBackend(simulated, checkpoints=simulated.checkpoints)
 
     @pytest.fixture(autouse=True)
     def load(self, request, monkeypatch):

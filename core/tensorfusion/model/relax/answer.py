@@ -1,17 +1,19 @@
 """The smallest changes that make a request fit: one kind alone, else two together."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 
 import msgspec
 
 from tensorfusion.model.demand import Demand, Shape
+from tensorfusion.model.device import RUNNING
 from tensorfusion.model.engine import Engine
 from tensorfusion.model.filters import node_key, profile_key
 from tensorfusion.model.quota import Violation
 from tensorfusion.model.relax.failures import BIT, Emptied, Failures
 from tensorfusion.model.relax.holdings import Holdings, workers_of
-from tensorfusion.model.relax.request import RequestChanges, loosest, restored
+from tensorfusion.model.relax.request import AMOUNTS, RequestChanges, loosest, restored
 from tensorfusion.model.relax.step import KINDS, Answer, Futile, Step
 from tensorfusion.model.relax.world import WorldChanges, evict_step, quota_step
 
@@ -23,8 +25,10 @@ EVICTIONS_TRIED: int = 300
 
 _replace = msgspec.structs.replace
 _IN_SERVICE = BIT["cordoned"] | BIT["phase"] | BIT["owner"]
+_ABOUT_OTHERS = BIT["neighbours"] | BIT["claims"]
 _EMPTYING = ("evict", "add-node")
-_WORLD = ("worker-cap", "cordoned", "phase", "owner", *_EMPTYING)
+_IN_PLACE = ("worker-cap", "cordoned", "phase", "owner")
+_WORLD = (*_IN_PLACE, *_EMPTYING)
 _UNBOUNDED = ("isolation", "partition", "dedicated", "gpu-count")
 """Request kinds that no single rule stands for; of a pair they are changed first."""
 _FIRST = (*_UNBOUNDED, "compute", "vram")
@@ -93,11 +97,16 @@ class _Relaxation:
         self._smallest: dict[object, int] = {}
         self._failures = self._refit(self._shape)
         self._violations = self._violated(self._shape)
-        self._around = engine.surroundings(demand)
+        self._around = self._failures.around
+        topology = demand.shape.topology
+        self._connected = topology is not None and topology.required
+        self._tries = self._connected or self._around is not None
+        """Whether victims are found by trying: more than amounts matter."""
+        self._gave_up = False
+        """Whether there were more sets of workers than were tried."""
 
     def answer(self) -> Answer:
-        fits = not self._violations and self._failures.fits()
-        if fits and (self._around is None or self._engine.find(self._demand) is not None):
+        if not self._violations and self._failures.fits():
             return Answer()
         alone: list[Step] = []
         futile: list[Futile] = []
@@ -109,7 +118,7 @@ class _Relaxation:
                 alone.append(step)
             else:
                 futile.append(Futile(kind, self._proof(kind)))
-        pairs = () if alone or self._around is not None else tuple(self._some_pairs())
+        pairs = () if alone else tuple(self._some_pairs())
         return Answer(alone=tuple(alone), pairs=pairs, futile=tuple(futile))
 
     def _states(self, kind: str) -> bool:
@@ -133,54 +142,81 @@ class _Relaxation:
         """Return the smallest change of one kind that suffices for a request.
 
         Amounts and victims are sought card by card. Where cards must be connected, or other pods
-        matter, what is found is tried out, and dropped when it does not suffice after all.
+        matter, victims are found by trying.
         """
-        connected = shape.topology is not None and shape.topology.required
-        special = connected or self._around is not None
-        if special and kind == "evict":
-            return None if self._violated(shape) else self._evict_tried(shape)
-        if kind == "neighbours":
-            step: Step | None = _without_neighbours(shape)
-        else:
-            step = self._sought(kind, shape)
-        if step is None or not special:
+        if kind == "evict" and self._tries:
+            return self._evict_tried(shape)
+        if kind in _IN_PLACE and self._around is not None and self._around.spreads:
+            return self._in_place_tried(kind, shape)
+        step = self._sought(kind, shape)
+        # Amounts are sought card by card: those that have enough must be connected as well.
+        if step is None or step.shape is None or not self._connected:
             return step
-        return step if self._suffices(step, shape) else None
+        return step if self._refit(step.shape).fits() else None
 
-    def _suffices(self, step: Step, shape: Shape) -> bool:
-        if self._around is not None:
-            changed = _replace(self._demand, shape=step.shape or shape)
-            return step.kind == "quota" or self._engine.find(changed) is not None
-        if step.shape is not None:
-            return self._refit(step.shape).fits()
-        if step.addition is not None:
-            return self._refit(shape, emptied=True).fits(_IN_SERVICE)
-        return True
+    def _in_place_tried(self, kind: str, shape: Shape) -> Step | None:
+        """Change a node or its cards, and see whether a spread comes out: it compares nodes."""
+        if self._violated(shape):
+            return None
+        changes = WorldChanges(self._refit(shape), self._holdings, (), self._passing(shape))
+        step = changes.kinds[kind](_ABOUT_OTHERS, None)
+        if step is None:
+            return None
+        with self._applied(step):
+            return step if self._refit(shape).fits() else None
 
-    def _evict_tried(self, shape: Shape) -> Step | None:
-        """Try sets of the workers of each node, small ones first, on the ledger itself."""
+    def _evict_tried(self, shape: Shape, *, within_quota: bool = False) -> Step | None:
+        """Try sets of workers, small ones first, on the ledger itself.
+
+        Those of the node that gets room, and those elsewhere that rules about other pods or the
+        quota count.
+
+        Args:
+            shape: The request.
+            within_quota: The quota allows it, whatever it says now.
+        """
         engine = self._engine
         ledger, demand = engine.ledger, _replace(self._demand, shape=shape)
-        places = [
-            (node.name, workers_of(engine.fleet.blocks[slot]))
-            for slot in self._refit(shape, emptied=True).nodes(0)
-            if (node := engine.fleet.nodes[slot]) is not None
-        ]
+        elsewhere = self._counted_elsewhere(shape)
+        places = []
+        for slot in self._refit(shape, emptied=True).nodes(_ABOUT_OTHERS):
+            node = engine.fleet.nodes[slot]
+            if node is not None:
+                own = workers_of(engine.fleet.blocks[slot])
+                places.append((node.name, [*own, *(k for k in elsewhere if k not in own)]))
         tries = EVICTIONS_TRIED
         for size in range(1, max((len(workers) for _, workers in places), default=0) + 1):
             for name, workers in places:
                 for keys in combinations(workers, size):
-                    tries -= 1
-                    mark = ledger.checkpoint()
-                    for holder in [h for key in keys for h in ledger.allocations[key].holders]:
-                        ledger.release(holder)
-                    found = engine.find_on(demand, name)
-                    ledger.rollback(mark)
-                    if found is not None:
-                        return evict_step(ledger, keys, name, exact=True)
                     if not tries:
+                        self._gave_up = True
                         return None
+                    tries -= 1
+                    if self._fits_without(keys, demand, name, within_quota):
+                        return evict_step(ledger, keys, name, exact=True)
         return None
+
+    def _fits_without(
+        self, keys: Sequence[str], demand: Demand, node: str, within_quota: bool
+    ) -> bool:
+        engine, ledger = self._engine, self._engine.ledger
+        mark = ledger.checkpoint()
+        try:
+            for holder in [h for key in keys for h in ledger.allocations[key].holders]:
+                ledger.release(holder)
+            allowed = within_quota or engine.precheck(demand) is None
+            return allowed and engine.find_on(demand, node) is not None
+        finally:
+            ledger.rollback(mark)
+
+    def _counted_elsewhere(self, shape: Shape) -> list[str]:
+        """Name the workers, wherever they are, that rules or a quota hold against a request."""
+        around = self._around
+        found = around.counted() if around is not None else set()
+        if self._violated(shape):
+            allocations = self._engine.ledger.allocations
+            found |= {k for k, a in allocations.items() if a.namespace == self._demand.namespace}
+        return sorted(found)
 
     def _sought(self, kind: str, shape: Shape) -> Step | None:
         failures = self._refit(shape)
@@ -205,10 +241,10 @@ class _Relaxation:
 
     def _proof(self, kind: str) -> str:
         """Say what stands in the way when the kind is relaxed all the way."""
+        if kind == "evict" and self._gave_up:
+            return f"none of the {EVICTIONS_TRIED} smallest sets of workers that were tried helps"
         if kind == "evict" and self._violations:
             return f"even with nobody there: {self._violations[0].message}"
-        if self._around is not None and not self._violations:
-            return "the rules about other pods leave no place"
         if self._violations and kind in _WORLD:
             return "the quota refuses it before any GPU is looked at"
         if self._violations and kind == "quota":
@@ -220,7 +256,9 @@ class _Relaxation:
 
     def _some_pairs(self) -> Iterator[tuple[Step, Step]]:
         """Yield pairs, those of mild kinds first."""
-        kinds = [kind for kind in KINDS if self._states(kind)]
+        # Another mode than partitions makes amounts matter that did not before.
+        amounts = AMOUNTS if self._shape.wish is not None else ()
+        kinds = [kind for kind in KINDS if self._states(kind) or kind in amounts]
         places = {kind: place for place, kind in enumerate(kinds)}
         order = sorted(
             ((a, b) for a in kinds for b in kinds if places[a] < places[b]),
@@ -238,7 +276,8 @@ class _Relaxation:
     def _pair(self, a: str, b: str) -> tuple[Step, Step] | None:
         first, second = _in_order(a, b)
         ruled = first in BIT and second in BIT and first not in _UNBOUNDED
-        if ruled and not self._failures.fits(BIT[first] | BIT[second]):
+        spread = _ABOUT_OTHERS if self._around is not None and self._around.spreads else 0
+        if ruled and not self._failures.fits(BIT[first] | BIT[second] | spread):
             return None
         if first in _WORLD:
             return self._pair_of_world(first, second)
@@ -253,6 +292,8 @@ class _Relaxation:
         shape = step.shape or self._shape
         if step.kind == "quota":
             violations = _remaining(self._violations, step)
+            if kind == "evict" and self._tries:
+                return None if violations else self._evict_tried(shape, within_quota=True)
             changes = WorldChanges(self._refit(shape), self._holdings, violations)
             return changes.kinds[kind](0, None)
         return self._solve(kind, shape)
@@ -276,24 +317,56 @@ class _Relaxation:
 
     def _pair_of_world(self, first: str, second: str) -> tuple[Step, Step] | None:
         """Change two things about one node."""
-        if self._violations or first in _EMPTYING:
+        tried = second == "evict" and self._tries
+        if first in _EMPTYING or (self._violations and not tried):
             return None
         probe, lifted = self._probe(second, self._shape)
         passing = self._passing(self._shape)
+        if tried:  # whether the quota allows it is seen once somebody has left
+            passing = _always
         step = WorldChanges(probe, self._holdings, (), passing).kinds[first](lifted, None)
         slot = self._engine.fleet.slot_of(step.node) if step is not None else None
         if step is None or slot is None:
             return None
-        changes = WorldChanges(self._failures, self._holdings, (), passing)
-        then = changes.kinds[second](BIT[first], slot)
+        if tried:
+            with self._applied(step):
+                then = self._evict_tried(self._shape)
+        else:
+            changes = WorldChanges(self._failures, self._holdings, (), passing)
+            then = changes.kinds[second](BIT[first], slot)
         return (step, then) if then is not None else None
+
+    @contextmanager
+    def _applied(self, step: Step) -> Iterator[None]:
+        """Change a node or its cards as a step says, for as long as something is tried."""
+        engine = self._engine
+        slot = engine.fleet.slot_of(step.node)
+        node = engine.fleet.nodes[slot] if slot is not None else None
+        cards = [engine.ledger.devices[uuid].device for uuid in step.devices]
+        try:
+            if node is not None and step.kind == "cordoned":
+                engine.upsert_node(_replace(node, schedulable=True))
+            elif node is not None and step.kind == "worker-cap":
+                engine.upsert_node(_replace(node, max_workers=step.max_workers))
+            for card in cards:
+                if card is not None:
+                    engine.upsert_device(_replace(card, phase=RUNNING, used_by=""))
+            self._refits.clear()
+            yield
+        finally:
+            for card in cards:
+                if card is not None:
+                    engine.upsert_device(card)
+            if node is not None:
+                engine.upsert_node(node)
+            self._refits.clear()
 
     def _probe(self, kind: str, shape: Shape) -> tuple[Failures, int]:
         """Return failures, and the rules to lift, as if a kind were relaxed all the way."""
         if kind == "evict":
-            return self._refit(shape, emptied=True), 0
+            return self._refit(shape, emptied=True), _ABOUT_OTHERS
         if kind == "add-node":
-            return self._refit(shape, emptied=True), _IN_SERVICE
+            return self._refit(shape, emptied=True), _IN_SERVICE | _ABOUT_OTHERS
         if kind in _WORLD:
             return self._refit(shape), BIT[kind]
         return self._refit(loosest(shape, kind)), 0
@@ -316,7 +389,8 @@ class _Relaxation:
             return known
         engine = self._engine
         nobody = self._nobody() if emptied else None
-        failures = Failures(engine.fleet, shape, engine.masks, nobody)
+        around = engine.surroundings(_replace(self._demand, shape=shape))
+        failures = Failures(engine.fleet, shape, engine.masks, nobody, around)
         self._refits[shape, emptied] = failures
         return failures
 
@@ -331,9 +405,8 @@ class _Relaxation:
         return quotas.precheck(_replace(self._demand, shape=shape), smallest)
 
 
-def _without_neighbours(shape: Shape) -> Step:
-    text = "drop its affinity to other pods and its spread constraints"
-    return Step(kind="neighbours", text=text, shape=_replace(shape, neighbours=None))
+def _always(_smallest: int) -> bool:
+    return True
 
 
 def _in_order(a: str, b: str) -> tuple[str, str]:

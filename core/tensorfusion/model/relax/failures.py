@@ -28,7 +28,7 @@ from tensorfusion.model.headroom import (
     headroom_of,
 )
 from tensorfusion.model.rows import UNTRACKED, Bools, Ints
-from tensorfusion.model.surroundings import Rule
+from tensorfusion.model.surroundings import TAKEN, Rule, Surroundings
 from tensorfusion.model.wishes import TopologyWishes
 
 Bits = NDArray[np.uint32]
@@ -59,6 +59,8 @@ NAMES: Final = (
     "vram-limit",
     "cpu",
     "memory",
+    "neighbours",
+    "claims",
 )
 """Rules in the order of their bits; keys as in `tensorfusion.model.explain.Exclusion`."""
 
@@ -101,7 +103,12 @@ class Failures:
     """
 
     def __init__(
-        self, fleet: Fleet, shape: Shape, masks: StaticMasks, emptied: "Emptied | None" = None
+        self,
+        fleet: Fleet,
+        shape: Shape,
+        masks: StaticMasks,
+        emptied: "Emptied | None" = None,
+        around: Surroundings | None = None,
     ) -> None:
         """Look at the whole fleet once.
 
@@ -110,9 +117,11 @@ class Failures:
             shape: The request.
             masks: Of the fleet.
             emptied: Look at the fleet as if every worker had left.
+            around: What the pods that are there mean for it; None for nothing.
         """
         self.fleet = fleet
         self.shape = shape
+        self.around = around
         self._emptied = emptied
         wish = shape.topology
         self._connected = (
@@ -123,6 +132,8 @@ class Failures:
         self._static(masks)
         self._gates()
         self._amounts()
+        for rule in around.rules if around is not None else ():
+            self._fail("claims" if rule.constraint == TAKEN else "neighbours", rule.cards)
 
     def usable(self, lifted: int, slot: int | None = None) -> Bools:
         """Return which cards pass when some rules are lifted, on one node only if given."""
@@ -138,14 +149,23 @@ class Failures:
         """Return the slots of nodes with enough cards when some rules are lifted."""
         usable = self.usable(lifted, slot)
         enough: list[int] = (usable.sum(axis=1) >= self.shape.gpu_count).nonzero()[0].tolist()
-        wishes = self._connected
-        if wishes is not None and wishes.weighs and not lifted & BIT["topology"]:
+        if not lifted & BIT["topology"]:
             enough = [
                 row
                 for row in enough
-                if wishes.worth(row + (slot or 0), usable[row].nonzero()[0].tolist()) is not None
+                if self.connects(row + (slot or 0), usable[row].nonzero()[0].tolist())
             ]
         return [row + (slot or 0) for row in enough]
+
+    def connects(self, slot: int, places: list[int]) -> bool:
+        """Tell whether enough cards of a node are connected as they must be.
+
+        Args:
+            slot: Of the node.
+            places: The cards to choose from, at least as many as are asked for.
+        """
+        wishes = self._connected
+        return wishes is None or not wishes.weighs or wishes.worth(slot, places) is not None
 
     def largest(self, left: Ints, lifted: int, slot: int | None = None) -> tuple[int, int] | None:
         """Return the largest amount that enough cards of one node can each give.
@@ -166,9 +186,34 @@ class Failures:
         amounts = np.where(usable, part, -1)
         place = amounts.shape[1] - count
         per_node = np.partition(amounts, place, axis=1)[:, place]
-        best = int(per_node.argmax())
-        amount = int(per_node[best])
-        return None if amount < 0 else (amount, best + (slot or 0))
+        wishes = self._connected
+        if wishes is None or not wishes.weighs or lifted & BIT["topology"]:
+            best = int(per_node.argmax())
+            amount = int(per_node[best])
+            return None if amount < 0 else (amount, best + (slot or 0))
+        return self._largest_connected(amounts, per_node, slot or 0)
+
+    def _largest_connected(self, amounts: Ints, most: Ints, offset: int) -> tuple[int, int] | None:
+        """Return the largest amount that cards can give which are connected as they must be.
+
+        Args:
+            amounts: What each card can give, -1 where it does not count; (nodes, slots).
+            most: What enough cards of a node can each give, however connected; (nodes,).
+            offset: Slot of the first node.
+        """
+        best: tuple[int, int] | None = None
+        for row in most.argsort(kind="stable")[::-1].tolist():
+            if most[row] < 0 or (best is not None and most[row] <= best[0]):
+                break
+            given = amounts[row]
+            tried = np.unique(given[(given >= 0) & (given <= most[row])])[::-1].tolist()
+            for amount in tried:
+                if best is not None and amount <= best[0]:
+                    break
+                if self.connects(row + offset, (given >= amount).nonzero()[0].tolist()):
+                    best = (amount, row + offset)
+                    break
+        return best
 
     def smallest_card(self, lifted: int = 0, slot: int | None = None) -> int:
         """Return the compute of the smallest card the request may use, load aside; 0 for none.

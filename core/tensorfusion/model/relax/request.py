@@ -1,6 +1,6 @@
 """Changes of the request: for each kind the smallest one that makes it fit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, TypeVar
 
 import msgspec
@@ -43,6 +43,9 @@ class RequestChanges:
         self._shape = failures.shape
         self._allows = allows
         self._refit = refit
+        around = failures.around
+        self._moving = BIT["neighbours"] if around is not None and around.spreads else 0
+        """Rules that must be looked at anew for each change, since they compare suitable nodes."""
         self.kinds: dict[str, Callable[[int], Step | None]] = {
             "compute-limit": self._compute_limit,
             "vram-limit": self._vram_limit,
@@ -61,6 +64,7 @@ class RequestChanges:
             "isolation": self._isolation,
             "partition": self._partition,
             "topology": self._topology,
+            "neighbours": self._neighbours,
             "gpu-count": self._gpu_count,
             "pool": self._pool,
         }
@@ -77,6 +81,7 @@ class RequestChanges:
             "vram": amounts and shape.request.vram_bytes,
             "partition": not amounts,
             "topology": shape.gpu_count > 1 and shape.topology and shape.topology.required,
+            "neighbours": shape.neighbours,
             "cpu": shape.cpu_milli,
             "memory": shape.memory_bytes,
             "model": shape.models,
@@ -194,7 +199,7 @@ class RequestChanges:
             else (format_bytes(amount), format_bytes(asked))
         )
         text = f"ask for at most {shown[0]} of {kind} of the node, not {shown[1]}"
-        return self._step(kind, text, {field: amount}, nodes[best])
+        return self._step(kind, text, {field: amount}, nodes[best], lifted)
 
     def _gpu_count(self, lifted: int) -> Step | None:
         counts = self._failures.usable(lifted).sum(axis=1)
@@ -216,7 +221,7 @@ class RequestChanges:
         if count is None or count >= asked:
             return None
         text = f"ask for {count} {'GPU' if count == 1 else 'GPUs'}, not {asked}"
-        return self._step("gpu-count", text, {"gpu_count": count}, slot)
+        return self._step("gpu-count", text, {"gpu_count": count}, slot, lifted)
 
     # Rules
 
@@ -228,14 +233,15 @@ class RequestChanges:
             "vendor": f"allow other vendors than {self._shape.vendor}",
             "pool": f"allow other pools than {self._shape.pool}",
         }[kind]
-        nodes = self._failures.nodes(lifted | BIT[kind])
-        return self._step(kind, text, fields, nodes[0]) if nodes else None
+        nodes = self._failures.nodes(lifted | BIT[kind] | self._moving)
+        return self._step(kind, text, fields, nodes[0], lifted) if nodes else None
 
     def _model(self, lifted: int) -> Step | None:
         """Add as few models as possible: on each node those with the most cards first."""
         failures, fleet = self._failures, self._fleet
-        nodes = failures.nodes(lifted | BIT["model"])
-        usable, already = failures.usable(lifted | BIT["model"]), failures.usable(lifted)
+        lifted_most = lifted | BIT["model"] | self._moving
+        nodes = failures.nodes(lifted_most)
+        usable, already = failures.usable(lifted_most), failures.usable(lifted | self._moving)
         best: tuple[int, list[str], int] | None = None
         for slot in nodes:
             missing = self._shape.gpu_count - int(already[slot].sum())
@@ -256,7 +262,7 @@ class RequestChanges:
             return None
         text = f"allow {' and '.join(best[1])} besides {', '.join(self._shape.models)}"
         models = (*self._shape.models, *best[1])
-        return self._step("model", text, {"models": models}, best[2])
+        return self._step("model", text, {"models": models}, best[2], lifted)
 
     def _vendor(self, lifted: int) -> Step | None:
         return self._other("vendor", lifted)
@@ -291,7 +297,7 @@ class RequestChanges:
         wrong, slot = best
         text = f"drop {', '.join(f'{k}={v}' for k, v in wrong)} from the node selector"
         kept = tuple(pair for pair in pairs if pair not in wrong)
-        return self._step("node-selector", text, {"node_selector": kept}, slot)
+        return self._step("node-selector", text, {"node_selector": kept}, slot, lifted)
 
     def _taint(self, lifted: int) -> Step | None:
         known = self._shape.tolerations
@@ -309,16 +315,15 @@ class RequestChanges:
             return None
         wanted, slot = best
         words = ", ".join(f"{t.key}={t.value}:{t.effect}" for t in wanted)
-        return self._step(
-            "taint", f"tolerate the taint {words}", {"tolerations": (*known, *wanted)}, slot
-        )
+        fields = {"tolerations": (*known, *wanted)}
+        return self._step("taint", f"tolerate the taint {words}", fields, slot, lifted)
 
     def _fewest(
         self, kind: str, lifted: int, missing: Callable[[NodeInfo], list[Missing]]
     ) -> tuple[list[Missing], int] | None:
         """Return the shortest list over the nodes that pass without the rule, and its node."""
         best: tuple[list[Missing], int] | None = None
-        for slot in self._failures.nodes(lifted | BIT[kind]):
+        for slot in self._failures.nodes(lifted | BIT[kind] | self._moving):
             node = self._fleet.nodes[slot]
             found = missing(node) if node is not None else []
             if found and (best is None or len(found) < len(best[0])):
@@ -353,7 +358,7 @@ class RequestChanges:
             if nodes:
                 instead = self._shape.partition or "one that covers the request"
                 text = f"use a partition {name} instead of {instead}"
-                return self._step("partition", text, fields, nodes[0])
+                return self._step("partition", text, fields, nodes[0], lifted)
         return None
 
     def _topology(self, lifted: int) -> Step | None:
@@ -366,8 +371,16 @@ class RequestChanges:
             nodes = self._refit(_replace(self._shape, topology=looser)).nodes(lifted)
             if nodes:
                 text = f"accept GPUs connected at tier {tier}, not only {wish.max_tier}"
-                return self._step("topology", text, {"topology": looser}, nodes[0])
+                return self._step("topology", text, {"topology": looser}, nodes[0], lifted)
         return None
+
+    def _neighbours(self, lifted: int) -> Step | None:
+        changed = _replace(self._shape, neighbours=None)
+        nodes = self._refit(changed).nodes(lifted)
+        if not nodes:
+            return None
+        text = "drop its affinity to other pods and its spread constraints"
+        return self._step("neighbours", text, {"neighbours": None}, nodes[0], lifted)
 
     def _dedicated(self, lifted: int) -> Step | None:
         changed = _replace(self._shape, dedicated=False)
@@ -375,11 +388,15 @@ class RequestChanges:
         if not nodes:
             return None
         text = "take a part of a GPU instead of a dedicated one"
-        return self._step("dedicated", text, {"dedicated": False}, nodes[0])
+        return self._step("dedicated", text, {"dedicated": False}, nodes[0], lifted)
 
-    def _step(self, kind: str, text: str, fields: dict[str, object], slot: int) -> Step | None:
+    def _step(
+        self, kind: str, text: str, fields: Mapping[str, object], slot: int, lifted: int = 0
+    ) -> Step | None:
         changed = _replace(self._shape, **fields)
         if not self._allows(changed):
+            return None
+        if self._moving and not self._refit(changed).nodes(lifted):
             return None
         return Step(kind=kind, text=text, shape=changed, node=self._name(slot))
 
@@ -428,6 +445,8 @@ _FIELDS: Final = {
     "compute-limit": ("limit", ("gflops", "milli_percent")),
     "vram-limit": ("limit", ("vram_bytes",)),
 }
+AMOUNTS: Final = tuple(_FIELDS)
+"""Kinds that change an amount."""
 _LOOSEST: Final[dict[str, dict[str, object]]] = {
     "cpu": {"cpu_milli": 0},
     "memory": {"memory_bytes": 0},
@@ -442,6 +461,7 @@ _LOOSEST: Final[dict[str, dict[str, object]]] = {
     "gpu-count": {"gpu_count": 1, "containers": ()},
     "pool": {"pool": ""},
     "topology": {"topology": None},
+    "neighbours": {"neighbours": None},
     "partition": {"partition": "", "request": Amount(), "limit": Amount()},
 }
 

@@ -1,11 +1,12 @@
 """Changes of everything but the request: quotas, nodes, cards, and workers that leave."""
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Final
 
 import msgspec
 
-from tensorfusion.model.device import RUNNING, NodeInfo
+from tensorfusion.model.device import RUNNING, Device, NodeInfo
 from tensorfusion.model.ledger import Ledger
 from tensorfusion.model.quota import Violation
 from tensorfusion.model.relax.evict import Evictions
@@ -21,6 +22,8 @@ SHOWN: Final = 3
 
 _RESET: Final = LOAD | BIT["cordoned"] | BIT["phase"] | BIT["owner"]
 """Rules that a new node of the same kind satisfies: it is empty, in service, and ours."""
+_AROUND: Final = BIT["neighbours"] | BIT["claims"]
+"""Rules about other pods, which judge a new node apart from the one it is like."""
 
 _replace = msgspec.structs.replace
 
@@ -91,20 +94,30 @@ class WorldChanges:
         """Bring as few cards of one node into service as possible."""
         failures = self._failures
         with_it, without = failures.usable(lifted | BIT[kind]), failures.usable(lifted)
-        best: tuple[int, int] | None = None
+        best: tuple[list[int], int] | None = None
         for found in failures.nodes(lifted | BIT[kind], slot):
-            missing = self._shape.gpu_count - int(without[found].sum())
-            cheaper = missing > 0 and (best is None or missing < best[0])
-            if cheaper and self._passes(lifted | BIT[kind], found):
-                best = (missing, found)
+            ready = without[found].nonzero()[0].tolist()
+            idle = (with_it[found] & ~without[found]).nonzero()[0].tolist()
+            most = len(idle) if best is None else len(best[0]) - 1
+            fewest = self._fewest_cards(found, ready, idle, most)
+            if fewest and self._passes(lifted | BIT[kind], found):
+                best = (fewest, found)
         if best is None:
             return None
-        missing, found = best
-        places = (with_it[found] & ~without[found]).nonzero()[0].tolist()[:missing]
+        places, found = best
         uuids = tuple(self._fleet.blocks[found][place].uuid for place in places)
         verb = "get {} to run" if kind == "phase" else "take {} back from the other system"
         text = verb.format("GPU " + _names(uuids)) + f" on node {self._name(found)}"
         return Step(kind=kind, text=text, node=self._name(found), devices=uuids)
+
+    def _fewest_cards(self, slot: int, ready: list[int], idle: list[int], most: int) -> list[int]:
+        """Return the fewest of the idle cards that make enough, connected as they must be."""
+        missing = max(self._shape.gpu_count - len(ready), 0)
+        for count in range(missing, most + 1):
+            for chosen in combinations(idle, count):
+                if self._failures.connects(slot, sorted([*ready, *chosen])):
+                    return list(chosen)
+        return []
 
     def _evict(self, lifted: int, slot: int | None) -> Step | None:
         found = Evictions(self._failures, self._holdings, self._violations).fewest(lifted, slot)
@@ -117,8 +130,11 @@ class WorldChanges:
         if slot is not None:
             return None
         failures, fleet = self._failures, self._fleet
-        usable = failures.usable(lifted | _RESET) & failures.large
+        usable = failures.usable(lifted | _RESET | _AROUND) & failures.large
         enough = (usable.sum(axis=1) >= self._shape.gpu_count).nonzero()[0].tolist()
+        around = failures.around
+        if around is not None and not lifted & BIT["neighbours"]:
+            enough = [found for found in enough if around.allows_like(found)]
         best: tuple[tuple[int, int, str], int] | None = None
         for found in enough:
             node, block = fleet.nodes[found], fleet.blocks[found]
@@ -182,20 +198,23 @@ class WorldChanges:
             node.memory_bytes and node.memory_bytes < shape.memory_bytes
         ):
             return False
-        fitting = 0
-        for place, usage in enumerate(self._fleet.blocks[slot]):
-            device = usage.device
-            if device is None or not usable[place]:
-                continue
-            if shape.wish is not None:
-                fitting += any(kind.covers(shape.wish) for kind in device.partition_kinds)
-                continue
-            take = take_of(device, shape.request, shape.limit, exclusive=shape.exclusive)
-            fitting += (
-                take.limit_gflops <= device.limit_gflops
-                and take.limit_vram_bytes <= device.limit_vram_bytes
-            )
-        return fitting >= shape.gpu_count
+        fitting = [
+            place
+            for place, usage in enumerate(self._fleet.blocks[slot])
+            if usage.device is not None and usable[place] and self._holds(usage.device)
+        ]
+        return len(fitting) >= shape.gpu_count and self._failures.connects(slot, fitting)
+
+    def _holds(self, device: Device) -> bool:
+        """Tell whether a card that is empty has enough for the request."""
+        shape = self._shape
+        if shape.wish is not None:
+            return any(kind.covers(shape.wish) for kind in device.partition_kinds)
+        take = take_of(device, shape.request, shape.limit, exclusive=shape.exclusive)
+        return (
+            take.limit_gflops <= device.limit_gflops
+            and take.limit_vram_bytes <= device.limit_vram_bytes
+        )
 
     def _name(self, slot: int) -> str:
         node = self._fleet.nodes[slot]

@@ -20,6 +20,7 @@ from tensorfusion.testing.conformance.base import Conformance
 from tensorfusion.testing.conformance.capabilities import CapabilitiesConformance
 from tensorfusion.testing.conformance.concurrency import ConcurrencyConformance
 from tensorfusion.testing.conformance.discovery import DiscoveryConformance
+from tensorfusion.testing.conformance.freezing import FreezingConformance
 from tensorfusion.testing.conformance.isolation import IsolationConformance
 from tensorfusion.testing.conformance.readings import ReadingsConformance
 from tensorfusion.testing.conformance.restart import RestartConformance
@@ -31,6 +32,7 @@ class BackendConformance(
     ReadingsConformance,
     WorkersConformance,
     IsolationConformance,
+    FreezingConformance,
     CapabilitiesConformance,
     ConcurrencyConformance,
     RestartConformance,

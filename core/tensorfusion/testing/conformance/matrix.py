@@ -36,6 +36,7 @@ HEADER = (
     "tested on",
     "isolation (enforcement)",
     "partitions",
+    "freeze",
     "snapshot",
     "remoting",
     "metrics",
@@ -107,6 +108,7 @@ def row(backend: Backend, version: str, outcome: Outcome | None) -> tuple[str, .
             "yes" if claim else "no"
             for claim in (
                 claims.partitions,
+                bool(claims.freeze),
                 claims.snapshot,
                 claims.remoting,
                 claims.metrics,

@@ -17,11 +17,13 @@ from tensorfusion.spi.backend import (
     DeviceInfo,
     DeviceMetrics,
     Enforcement,
+    FrozenWorker,
     Link,
     NodeContext,
     Partition,
     PreparedWorker,
     Share,
+    Tier,
     WorkerSpec,
     WorkerUsage,
 )
@@ -170,6 +172,18 @@ class AcmeSession:
 
     def remove_partition(self, uuid: str) -> None:
         """Do nothing: there is none, and giving back what is gone is fine."""
+
+    def freeze(self, worker: str, tier: Tier) -> None:
+        """Refuse: the capability is not claimed."""
+        raise BackendError(VENDOR, f"worker {worker}: freezing is not offered")
+
+    def thaw(self, worker: str) -> float:
+        """Refuse: the capability is not claimed."""
+        raise BackendError(VENDOR, f"worker {worker}: thawing is not offered")
+
+    def frozen(self) -> Sequence[FrozenWorker]:
+        """Return nothing: no worker is ever frozen."""
+        return ()
 
     def snapshot(self, worker: str, target: Path) -> None:
         """Refuse: the capability is not claimed."""

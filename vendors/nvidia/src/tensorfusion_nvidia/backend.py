@@ -3,12 +3,17 @@
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tensorfusion.errors import BackendError
 from tensorfusion.spi.backend import Capabilities, NodeBackend, NodeContext
 from tensorfusion_nvidia.limiter import is_there, levels
 from tensorfusion_nvidia.nvml import VENDOR, Library, Nvml
 from tensorfusion_nvidia.session import NvidiaSession
+from tensorfusion_nvidia.suspension import find_checkpoints
+
+if TYPE_CHECKING:
+    from tensorfusion_native.checkpoint import Checkpoints
 
 
 class NvidiaBackend:
@@ -19,6 +24,7 @@ class NvidiaBackend:
         proc: The kernel's process folder.
         sysfs: The kernel's device folder.
         limiter: Whether to use the limiter; None uses it where it is installed and built.
+        checkpoints: A stand-in for the driver's checkpoint calls, for tests.
     """
 
     name = "nvidia"
@@ -31,9 +37,12 @@ class NvidiaBackend:
         proc: Path = Path("/proc"),
         sysfs: Path = Path("/sys"),
         limiter: bool | None = None,
+        checkpoints: "Checkpoints | None" = None,
     ) -> None:
         self._limiter = is_there() if limiter is None else limiter
         self._nvml = Nvml(library)
+        self._checkpoints = checkpoints
+        self._looked = library is not None or checkpoints is not None
         self._proc = proc
         self._sysfs = sysfs
 
@@ -48,11 +57,16 @@ class NvidiaBackend:
 
     def capabilities(self) -> Capabilities:
         """Tell what works; without the limiter nothing holds a worker to its limits."""
+        checkpoints = self._find_checkpoints()
+        tiers = () if checkpoints is None else checkpoints.tiers
         return Capabilities(
             isolation=levels(limiter=self._limiter),
             metrics=True,
             process_usage=True,
             live_limits=True,
+            freeze=tiers,
+            tells_waiting=checkpoints is not None and checkpoints.simulated,
+            snapshot=bool(tiers),
         )
 
     def nodes(self, settings: Mapping[str, object]) -> Sequence[str]:
@@ -67,5 +81,17 @@ class NvidiaBackend:
         """
         self._nvml.start()
         return NvidiaSession(
-            self._nvml, context, proc=self._proc, sysfs=self._sysfs, limiter=self._limiter
+            self._nvml,
+            context,
+            proc=self._proc,
+            sysfs=self._sysfs,
+            limiter=self._limiter,
+            checkpoints=self._find_checkpoints(),
         )
+
+    def _find_checkpoints(self) -> "Checkpoints | None":
+        """Look once: the driver does not change while this process runs."""
+        if not self._looked:
+            self._looked = True
+            self._checkpoints = find_checkpoints() if self.available()[0] else None
+        return self._checkpoints

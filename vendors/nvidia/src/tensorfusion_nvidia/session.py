@@ -10,18 +10,21 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tensorfusion.errors import BackendError, DeviceLost
 from tensorfusion.spi.backend import (
     DeviceInfo,
     DeviceMetrics,
     Enforcement,
+    FrozenWorker,
     Link,
     Mount,
     NodeContext,
     Partition,
     PreparedWorker,
     Share,
+    Tier,
     WorkerSpec,
     WorkerUsage,
 )
@@ -32,6 +35,11 @@ from tensorfusion_nvidia.links import find_links
 from tensorfusion_nvidia.nvml import VENDOR, Nvml
 from tensorfusion_nvidia.processes import WORKER_VARIABLE, ProcessTable, ProcessUse, process_uses
 from tensorfusion_nvidia.state import load_state, save_state
+from tensorfusion_nvidia.suspension import open_suspension
+
+if TYPE_CHECKING:
+    from tensorfusion_native.checkpoint import Checkpoints
+    from tensorfusion_native.suspension import Suspension
 
 log = logging.getLogger(__name__)
 IDLE = ("sleep", "infinity")
@@ -57,10 +65,16 @@ class NvidiaSession:
         proc: Path,
         sysfs: Path,
         limiter: bool = False,
+        checkpoints: "Checkpoints | None" = None,
     ) -> None:
         self._nvml = nvml
         self._levels = levels(limiter=limiter)
         self._enforcer = open_enforcer(context) if limiter else None
+        self._suspension = None
+        if checkpoints is not None:
+            self._suspension = open_suspension(
+                checkpoints, context, processes=self._held, free_bytes=self._free_bytes
+            )
         self._clock = context.clock
         self._sysfs = sysfs
         self._file = context.state_dir / "nvidia.json"
@@ -141,9 +155,7 @@ class NvidiaSession:
     def set_limits(self, worker: str, share: Share) -> None:
         """Change a worker's share; the limiter puts it in force at once."""
         with self._lock:
-            spec = self._state.workers.get(worker)
-            if spec is None:
-                raise BackendError(VENDOR, f"worker {worker!r} was not prepared")
+            spec = self._spec(worker)
             changed = dataclasses.replace(spec, share=share)
             self._limit(changed)
             self._store({**self._state.workers, worker: changed})
@@ -157,6 +169,8 @@ class NvidiaSession:
                 self._processes.forget(worker)
                 if self._enforcer is not None:
                     self._enforcer.remove(worker)
+                if self._suspension is not None:
+                    self._suspension.forget(worker)
 
     def workers(self) -> Sequence[WorkerSpec]:
         """List prepared workers."""
@@ -189,18 +203,56 @@ class NvidiaSession:
     def remove_partition(self, uuid: str) -> None:
         """Do nothing: there is none."""
 
+    def freeze(self, worker: str, tier: Tier) -> None:
+        """Move a worker's device memory to host memory by the driver's checkpoint calls."""
+        self._suspender(worker).freeze(self._spec(worker), tier)
+
+    def thaw(self, worker: str) -> float:
+        """Bring a frozen worker back to its devices."""
+        return self._suspender(worker).thaw(self._spec(worker))
+
+    def frozen(self) -> Sequence[FrozenWorker]:
+        """List frozen workers; the driver does not tell which of them have work."""
+        return () if self._suspension is None else self._suspension.frozen()
+
     def snapshot(self, worker: str, target: Path) -> None:
-        """Refuse: device state is not saved yet."""
-        raise BackendError(VENDOR, f"worker {worker}: snapshot is not offered yet")
+        """Suspend a worker; its device memory stays in its processes, where a dump of them finds it."""
+        self._suspender(worker).snapshot(self._spec(worker), target)
 
     def resume(self, worker: str, source: Path) -> None:
-        """Refuse: device state is not restored yet."""
-        raise BackendError(VENDOR, f"worker {worker}: resume is not offered yet")
+        """Let the same processes go on, on the devices that the worker has now."""
+        self._suspender(worker).resume(self._spec(worker), source)
 
     def close(self) -> None:
         """End the session. The library stays initialised: other sessions of the process use it."""
         if self._enforcer is not None:
             self._enforcer.close()
+
+    def _suspender(self, worker: str) -> "Suspension":
+        if self._suspension is None:
+            raise BackendError(VENDOR, f"worker {worker}: the driver has no checkpoint calls")
+        return self._suspension
+
+    def _spec(self, worker: str) -> WorkerSpec:
+        with self._lock:
+            spec = self._state.workers.get(worker)
+        if spec is None:
+            raise BackendError(VENDOR, f"worker {worker!r} was not prepared")
+        return spec
+
+    def _held(self, spec: WorkerSpec) -> dict[int, dict[str, int]]:
+        """A worker's processes, with their bytes by device."""
+        found: dict[int, dict[str, int]] = {}
+        with self._lock:
+            for device in self._devices():
+                for use in process_uses(self._nvml, device, int(self._clock.now() * 1e6)):
+                    if self._processes.worker_of(use.pid, [spec.worker]):
+                        found.setdefault(use.pid, {})[device.info.uuid] = use.vram_bytes
+        return found
+
+    def _free_bytes(self) -> dict[str, int]:
+        sizes = {device.info.uuid: device.info.vram_bytes for device in self._devices()}
+        return {row.uuid: sizes[row.uuid] - (row.vram_used_bytes or 0) for row in self.metrics()}
 
     def _limited(self, spec: WorkerSpec) -> bool:
         """A worker with its devices to itself runs without the limiter."""
@@ -291,6 +343,7 @@ class NvidiaSession:
             throttled_seconds_total=counters.throttled_seconds,
             busy_seconds_total=counters.charged_seconds,
             oom_total=counters.denied,
+            pressure=counters.pressure,
             # In some containers the driver's process ids mean nothing here.
             vram_bytes=row.vram_bytes or counters.used_bytes,
         )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 from tensorfusion.errors import BackendError, ConfigError
-from tensorfusion.spi.backend import Capabilities, NodeBackend, NodeContext
+from tensorfusion.spi.backend import Capabilities, NodeBackend, NodeContext, Tier
 from tensorfusion_simulated.description import (
     CardGroup,
     SimulatedSettings,
@@ -59,14 +59,19 @@ class SimulatedBackend:
     def capabilities(self) -> Capabilities:
         """Tell what the model or the driver does; of the settings that were last used."""
         isolation = ENFORCEMENT
+        tiers: tuple[Tier, ...] = ()
         if self._fidelity == "driver":
             isolation = driver_module().ENFORCEMENT
+            tiers = driver_module().TIERS
         return Capabilities(
             isolation=isolation,
             partitions="partitioned" in isolation,
             metrics=True,
             process_usage=True,
             live_limits=True,
+            freeze=tiers,
+            tells_waiting=bool(tiers),
+            snapshot=bool(tiers),
         )
 
     def nodes(self, settings: Mapping[str, object]) -> Sequence[str]:

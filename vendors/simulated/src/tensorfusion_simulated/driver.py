@@ -15,28 +15,35 @@ from tensorfusion.spi.backend import (
     DeviceInfo,
     DeviceMetrics,
     Enforcement,
+    FrozenWorker,
     Link,
     NodeContext,
     Partition,
     PreparedWorker,
     Share,
+    Tier,
     WorkerSpec,
     WorkerUsage,
 )
 from tensorfusion.spi.limited import Attested, LimiterFaults
-from tensorfusion_native.enforcement import Counters, Enforcer
+from tensorfusion_native.enforcement import Enforcer
 from tensorfusion_native.libraries import libraries
-from tensorfusion_native.metering import Meter
-from tensorfusion_native.processes import WORKER_NAME_VARIABLE
+from tensorfusion_native.processes import WORKER_NAME_VARIABLE, worker_of
 from tensorfusion_native.simulated_machine import CONTEXT_BYTES, SimulatedMachine, device_uuid
+from tensorfusion_native.suspension import Suspension
 from tensorfusion_simulated.description import CardGroup
 from tensorfusion_simulated.links import find_links
 from tensorfusion_simulated.state import CardState, SessionState, load_faults, write_atomic
+from tensorfusion_simulated.usage import UsageReader
 
 ENFORCEMENT: Mapping[str, Enforcement] = {
     "shared": Enforcement.NONE,
     "soft": Enforcement.COOPERATIVE,
 }
+NEWEST: Mapping[str, object] = {"cuda_version": 13000, "driver_version": "580.65.06"}
+"""The driver that is simulated: of the newest that its calls are checked against."""
+TIERS = (Tier.WARM, Tier.COLD)
+"""What workers can be frozen to."""
 MOST_DEVICES = 8
 """Devices that the simulated driver has room for."""
 
@@ -67,12 +74,28 @@ class DriverSession:
             raise BackendError("simulated", str(error)) from error
         folder = context.state_dir / "native"
         self._machine = SimulatedMachine.create(
-            folder / "simulated" / context.node, list(self._cards.items()), self._libraries
+            folder / "simulated" / context.node,
+            list(self._cards.items()),
+            self._libraries,
+            settings=NEWEST,
         )
         self._management = self._machine.management()
         self._devices = {device.uuid: device for device in self._management.devices()}
-        self._meters = {uuid: Meter() for uuid in self._cards}
         self._enforcer = Enforcer(folder, self._libraries, CONTEXT_BYTES)
+        self._usage = UsageReader(
+            self._management,
+            self._enforcer,
+            context.clock,
+            devices={uuid: device.index for uuid, device in self._devices.items()},
+            gflops={uuid: card.compute_gflops for uuid, card in self._cards.items()},
+            limited=_is_limited,
+        )
+        self._suspension = Suspension(
+            self._machine.checkpoints(),
+            folder / "frozen",
+            processes=self._processes,
+            free_bytes=self._free_bytes,
+        )
         for spec in self._state.workers.values():
             self._put(spec)
         # ``tensorfusion simulated`` looks up there which cards it may break.
@@ -133,30 +156,7 @@ class DriverSession:
     def usage(self) -> Sequence[WorkerUsage]:
         """Meter the workers: the simulator's truth, and the limiter's counters."""
         with self._lock:
-            return [row for uuid in self._devices for row in self._usage_of(uuid)]
-
-    def _usage_of(self, uuid: str) -> list[WorkerUsage]:
-        specs = [s for s in self._state.workers.values() if uuid in s.devices]
-        truth = self._management.truth(self._devices[uuid].index)
-        metered = self._meters[uuid].read(truth, [spec.worker for spec in specs])
-        now = self._context.clock.now()
-        rows = []
-        for spec in specs:
-            counters = self._enforcer.counters(spec, uuid) if _is_limited(spec) else Counters()
-            found = metered[spec.worker]
-            rows.append(
-                WorkerUsage(
-                    worker=spec.worker,
-                    uuid=uuid,
-                    time=now,
-                    compute_gflops=found.ratio * self._cards[uuid].compute_gflops,
-                    vram_bytes=found.used_bytes,
-                    throttled_seconds_total=counters.throttled_seconds,
-                    busy_seconds_total=found.busy_seconds,
-                    oom_total=counters.denied,
-                )
-            )
-        return rows
+            return self._usage.read(self._state.workers)
 
     def prepare(self, spec: WorkerSpec) -> PreparedWorker:
         """Make a worker's files; its processes run under the limiter with the returned variables."""
@@ -185,9 +185,7 @@ class DriverSession:
     def set_limits(self, worker: str, share: Share) -> None:
         """Put a new share in force; threads that are held back notice at once."""
         with self._lock:
-            spec = self._state.workers.get(worker)
-            if spec is None:
-                raise BackendError("simulated", f"worker {worker!r} was not prepared")
+            spec = self._known(worker)
             changed = dataclasses.replace(spec, share=share)
             self._put(changed)
             self._store({**self._state.workers, worker: changed})
@@ -199,6 +197,7 @@ class DriverSession:
                 left = {w: spec for w, spec in self._state.workers.items() if w != worker}
                 self._store(left)
                 self._enforcer.remove(worker)
+                self._suspension.forget(worker)
 
     def workers(self) -> Sequence[WorkerSpec]:
         """List prepared workers."""
@@ -230,18 +229,52 @@ class DriverSession:
     def remove_partition(self, uuid: str) -> None:
         """Do nothing: there is none."""
 
+    def freeze(self, worker: str, tier: Tier) -> None:
+        """Move the device memory of a worker's processes to host memory or disk."""
+        self._suspension.freeze(self._known(worker), tier)
+
+    def thaw(self, worker: str) -> float:
+        """Bring a frozen worker back to its devices."""
+        return self._suspension.thaw(self._known(worker))
+
+    def frozen(self) -> Sequence[FrozenWorker]:
+        """List frozen workers; those wait whose processes are held at a call."""
+        return self._suspension.frozen()
+
     def snapshot(self, worker: str, target: Path) -> None:
-        """Refuse: the simulated driver has no checkpoint calls yet."""
-        raise BackendError("simulated", f"worker {worker}: snapshot is not offered")
+        """Save the device memory of a worker's processes to files; the processes keep the rest."""
+        self._suspension.snapshot(self._known(worker), target)
 
     def resume(self, worker: str, source: Path) -> None:
-        """Refuse: the simulated driver has no checkpoint calls yet."""
-        raise BackendError("simulated", f"worker {worker}: resume is not offered")
+        """Let the same processes go on, on the devices that the worker has now."""
+        self._suspension.resume(self._known(worker), source)
 
     def close(self) -> None:
         """Unmap the workers' files; the workers keep running under their limits."""
         with self._lock:
             self._enforcer.close()
+
+    def _known(self, worker: str) -> WorkerSpec:
+        with self._lock:
+            spec = self._state.workers.get(worker)
+        if spec is None:
+            raise BackendError("simulated", f"worker {worker!r} was not prepared")
+        return spec
+
+    def _processes(self, spec: WorkerSpec) -> dict[int, dict[str, int]]:
+        """A worker's processes on the driver, with their bytes by device."""
+        found: dict[int, dict[str, int]] = {}
+        for uuid, device in self._devices.items():
+            for row in self._management.truth(device.index):
+                if row.alive and worker_of(row.pid) == spec.worker:
+                    found.setdefault(row.pid, {})[uuid] = row.used_bytes
+        return found
+
+    def _free_bytes(self) -> dict[str, int]:
+        return {
+            uuid: device.memory_bytes - (self._management.read(device.index).used_bytes or 0)
+            for uuid, device in self._devices.items()
+        }
 
     def _put(self, spec: WorkerSpec) -> None:
         if _is_limited(spec):

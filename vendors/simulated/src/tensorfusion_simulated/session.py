@@ -16,11 +16,13 @@ from tensorfusion.spi.backend import (
     DeviceInfo,
     DeviceMetrics,
     Enforcement,
+    FrozenWorker,
     Link,
     NodeContext,
     Partition,
     PreparedWorker,
     Share,
+    Tier,
     WorkerSpec,
     WorkerUsage,
 )
@@ -197,6 +199,18 @@ class SimulatedSession:
         with self._lock:
             if self._partitions.remove(uuid, self._specs):
                 self._save()
+
+    def freeze(self, worker: str, tier: Tier) -> None:
+        """Refuse: the model fidelity has no device memory."""
+        raise BackendError("simulated", f"worker {worker}: freezing is not offered")
+
+    def thaw(self, worker: str) -> float:
+        """Refuse: the model fidelity has no device memory."""
+        raise BackendError("simulated", f"worker {worker}: thawing is not offered")
+
+    def frozen(self) -> Sequence[FrozenWorker]:
+        """Return nothing: no worker is ever frozen."""
+        return ()
 
     def snapshot(self, worker: str, target: Path) -> None:
         """Refuse: the model fidelity has no device state."""

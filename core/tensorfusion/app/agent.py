@@ -1,0 +1,318 @@
+"""Agent: the hypervisor of one node in a process of its own, against any API server.
+
+What tenants need (signs of life, limits that are in force, the API) does not wait for the server:
+an agent that starts while the server is away adopts its workers and reads its devices.
+"""
+
+import logging
+import resource
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from tensorfusion import __version__
+from tensorfusion.api.core.pod import Pod
+from tensorfusion.api.registry import EVENTS, NODES, PODS
+from tensorfusion.apiserver.security import ensure_credentials
+from tensorfusion.app.agent_server import AgentServer
+from tensorfusion.app.startup import (
+    acquire_lock,
+    backend_settings,
+    choose_backend,
+    load_plugins,
+)
+from tensorfusion.clock import Clock, SystemClock
+from tensorfusion.errors import ConfigError, NotFound
+from tensorfusion.hypervisor import Hypervisor
+from tensorfusion.hypervisor.api import AgentApi
+from tensorfusion.hypervisor.arbiter import TICK_SECONDS, Arbiter
+from tensorfusion.hypervisor.discovery import NODE_VERSION
+from tensorfusion.hypervisor.evictor import Evictor
+from tensorfusion.hypervisor.freeze_rules import freeze_rules
+from tensorfusion.hypervisor.freezer import WorkerFreezer
+from tensorfusion.hypervisor.membership import Membership
+from tensorfusion.hypervisor.registry import Registry
+from tensorfusion.hypervisor.when_full import when_full
+from tensorfusion.runtime.events import EventRecorder
+from tensorfusion.runtime.health import Health
+from tensorfusion.runtime.instruments import Instruments
+from tensorfusion.runtime.manager import Manager
+from tensorfusion.runtime.settings import Settings
+from tensorfusion.spi.backend import Backend, Capabilities, Enforcement, WorkerUsage
+from tensorfusion.store.informer import Informer
+from tensorfusion.store.interface import Store
+
+log = logging.getLogger(__name__)
+DISCOVERY_SECONDS = 3.0
+SYNC_POLL_SECONDS = 0.2
+SOCKET_VARIABLE = "TENSORFUSION_AGENT_SOCKET"
+"""Tells a worker's processes where their agent listens."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOptions:
+    """What is chosen for one agent.
+
+    Attributes:
+        state: Its folder; survives restarts.
+        node: The node it serves; empty where the backend stands for one only.
+        port: On loopback; 0 takes the last one, or a free one.
+        socket: Path of the Unix socket; None puts it into ``state``.
+        group: The group of the agent's user may use the socket too.
+        kubelet: Another program runs the node's containers and makes its Node object; None looks
+            whether there is one.
+    """
+
+    state: Path
+    node: str = ""
+    port: int = 0
+    socket: Path | None = None
+    group: bool = False
+    kubelet: bool | None = None
+
+
+class Agent:
+    """One node's agent.
+
+    Raises:
+        ConfigError: The folder is in use by another agent, or a setting is wrong.
+        ApiError: The server had to be asked whether the node has a kubelet, and did not answer.
+    """
+
+    def __init__(
+        self, store: Store, settings: Settings, options: AgentOptions, clock: Clock | None = None
+    ) -> None:
+        self.clock: Clock = clock or SystemClock()
+        self._store = store
+        self._settings = settings
+        allow_many_files()
+        self._lock = take_folder(options.state)
+        self.host = load_plugins(settings)
+        backend = choose_backend(self.host, settings)
+        self.node = choose_node(backend, settings, options.node)
+        self.health = Health()
+        self.health.expect("pods", "devices")
+        self.instruments = Instruments()
+        self.manager = Manager(self.clock, self.health)
+        self.membership = Membership(store, self.node, self.clock)
+        self._pods = Informer(
+            store,
+            PODS,
+            Pod,
+            clock=self.clock,
+            field_selector=f"spec.nodeName={self.node}",
+            indexers={"node": lambda _pod: (self.node,)},
+        )
+        kubelet = has_kubelet(store, self.node) if options.kubelet is None else options.kubelet
+        path = (options.socket or options.state / "agent.sock").absolute()
+        self.hypervisor = self._build_hypervisor(backend, options.state, path, kubelet)
+        self.server = self._build_server(options, path)
+        self._add_loops()
+
+    def _build_hypervisor(
+        self, backend: Backend, state: Path, socket: Path, kubelet: bool
+    ) -> Hypervisor:
+        hypervisor = Hypervisor(
+            backend,
+            self._store,
+            folder=state / "nodes",
+            clock=self.clock,
+            pods=self._pods,
+            metrics=None,
+            instruments=self.instruments,
+            events=EventRecorder(self._store, EVENTS, "tensorfusion-hypervisor", self.clock),
+            settings=backend_settings(backend, self._settings),
+            registers_nodes=not kubelet,
+            nodes=[self.node],
+            worker_env={SOCKET_VARIABLE: str(socket)},
+        )
+        hypervisor.discovery.on_change = lambda node, device: self.host.notify(
+            "tensorfusion_device_changed", node=node, device=device
+        )
+        hypervisor.sampling.pool_of = lambda _node: self.membership.pool
+        hypervisor.workers.when_full = lambda _node, qos, share: when_full(
+            self.membership.definition, qos, share
+        )
+        self.membership.on_change = hypervisor.workers.look_again
+        hypervisor.workers.controller.instruments = self.instruments
+        return hypervisor
+
+    def _build_server(self, options: AgentOptions, socket: Path) -> AgentServer:
+        session = self.hypervisor.sessions[self.node]
+        registry = Registry(
+            lambda: {spec.worker for spec in session.workers()},
+            self._worker_of_pod,
+            options.state / "nodes" / self.node / "pods",
+            self.clock,
+        )
+        api = AgentApi(
+            self.node,
+            self.hypervisor,
+            registry,
+            ready=lambda: self.health.readiness()[1],
+            metrics=self.exposition,
+            clock=self.clock,
+        )
+        credentials = ensure_credentials(options.state, self.clock)
+        return AgentServer(
+            api,
+            registry,
+            credentials,
+            options.state,
+            socket,
+            port=options.port,
+            group=options.group,
+        )
+
+    def _worker_of_pod(self, uid: str) -> str:
+        """The worker of a pod; before the server has answered, the one that is named after it."""
+        found = self.hypervisor.workers.worker_of_pod(uid)
+        if found:
+            return found
+        prepared = self.hypervisor.sessions[self.node].workers()
+        return uid if any(spec.worker == uid for spec in prepared) else ""
+
+    def _add_loops(self) -> None:
+        hypervisor, manager = self.hypervisor, self.manager
+        every = self._settings.sample_seconds
+        manager.add_loop("api", self.server.run)
+        manager.add_loop("heartbeat", hypervisor.run_heartbeat)
+        manager.add_loop("exits", hypervisor.workers.exits.run)
+        manager.add_loop("sampling", lambda s: hypervisor.sampling.run(s, every, publishes=False))
+        manager.add_loop("discovery", self._discover)
+        manager.add_loop("pool", self.membership.run)
+        manager.add_loop("informer-pods", self._pods.run)
+        manager.add_loop("workers", self._work, queues=[hypervisor.workers.controller.queue])
+        capabilities = hypervisor.backend.capabilities()
+        if capabilities.live_limits and Enforcement.COOPERATIVE in capabilities.isolation.values():
+            arbiter = Arbiter(
+                hypervisor.sessions,
+                promised=hypervisor.workers.promised,
+                capacities=hypervisor.discovery.capacities,
+                rules=lambda _node: self.membership.rules,
+                clock=self.clock,
+                usage=self._usage,
+            )
+            manager.add_loop("arbiter", arbiter.run)
+        if capabilities.freeze:
+            freezer = self._freezer(capabilities)
+            evictor = Evictor(
+                hypervisor.sessions,
+                promised=hypervisor.workers.promised,
+                infos=lambda node: hypervisor.discovery.infos.get(node, {}),
+                usage=self._usage,
+                freeze=freezer.freeze,
+                frozen=freezer.frozen,
+                clock=self.clock,
+            )
+            manager.add_loop("freezer", freezer.run)
+            manager.add_loop("evictor", evictor.run)
+
+    def _freezer(self, capabilities: Capabilities) -> WorkerFreezer:
+        return WorkerFreezer(
+            self.hypervisor.sessions,
+            capabilities,
+            promised=self.hypervisor.workers.promised,
+            rules=lambda _node: freeze_rules(self.membership.scheduling),
+            pool_of=lambda _node: self.membership.pool,
+            pod_of=lambda spec: self._pods.get(f"{spec.namespace}/{spec.name}"),
+            store=self._store,
+            events=EventRecorder(self._store, EVENTS, "tensorfusion-hypervisor", self.clock),
+            instruments=self.instruments,
+            clock=self.clock,
+        )
+
+    def _usage(self, node: str) -> Sequence[WorkerUsage]:
+        """What workers used: of the last reading where readings are often, else read now."""
+        if self._settings.sample_seconds <= TICK_SECONDS:
+            return self.hypervisor.sampling.usage(node)
+        return self.hypervisor.sessions[node].usage()
+
+    def start(self) -> None:
+        """Start everything; returns at once, readiness says how far it is."""
+        self.instruments.set("tensorfusion_build_info", 1, {"version": __version__})
+        self.manager.start()
+        log.info("agent started", extra={"node": self.node, "url": self.server.url})
+
+    def stop(self) -> None:
+        """Stop everything; workers and their processes keep running."""
+        self.manager.stopping.set()
+        self._pods.interrupt()
+        self.manager.stop()
+        self.hypervisor.close()
+        self._lock.close()
+
+    def exposition(self) -> bytes:
+        """Print the metrics as of the last reading."""
+        self.hypervisor.sampling.publish()
+        queue = self.hypervisor.workers.controller
+        self.instruments.replace(
+            "tensorfusion_workqueue_depth", [((queue.name,), float(len(queue.queue)))]
+        )
+        return self.instruments.exposition()
+
+    def _discover(self, stop: threading.Event) -> None:
+        self.hypervisor.discovery.look()
+        self.health.ready("devices")
+        self.hypervisor.discovery.run(stop, DISCOVERY_SECONDS)
+
+    def _work(self, stop: threading.Event) -> None:
+        """Prepare and release workers, once it is known which pods there are."""
+        while not self._pods.synced.is_set():
+            if self.clock.wait(stop, SYNC_POLL_SECONDS):
+                return
+        self.hypervisor.workers.recover()
+        for key in self._pods.all_keys():
+            self.hypervisor.workers.controller.queue.add(key)
+        self.health.ready("pods")
+        self.hypervisor.workers.controller.run(stop)
+
+
+def take_folder(state: Path) -> IO[str]:
+    """Take an agent's folder for this process.
+
+    Raises:
+        ConfigError: Another agent has it.
+    """
+    return acquire_lock(state, "end that agent, or choose another folder with --state")
+
+
+def choose_node(backend: Backend, settings: Settings, wanted: str) -> str:
+    """The node that an agent serves.
+
+    A real machine may have another name in the cluster than its own; simulated ones are described.
+
+    Raises:
+        ConfigError: It is not named and there are several, or there is none of that name.
+    """
+    nodes = backend.nodes(backend_settings(backend, settings))
+    if not wanted and len(nodes) == 1:
+        return nodes[0]
+    if wanted in nodes or (wanted and backend.vendor):
+        return wanted
+    shown = ", ".join(nodes[:10]) + (", ..." if len(nodes) > 10 else "")
+    raise ConfigError(
+        f"--node {wanted or '(not given)'}: an agent serves one node, allowed are: {shown or 'none'}"
+    )
+
+
+def has_kubelet(store: Store, node: str) -> bool:
+    """Whether a node's object was made by another program than ours.
+
+    Raises:
+        ApiError: The server does not answer.
+    """
+    try:
+        status = store.get(NODES, node).get("status") or {}
+    except NotFound:
+        return False
+    version = (status.get("nodeInfo") or {}).get("kubeletVersion", "")
+    return bool(version) and version != NODE_VERSION
+
+
+def allow_many_files() -> None:
+    """Raise this process's limit of open files to what it may be: workers take four each."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

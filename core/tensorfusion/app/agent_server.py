@@ -1,0 +1,221 @@
+"""The agent's two doors: TLS on loopback for holders of the token, a Unix socket for processes.
+
+One request per connection and a deadline for each: a slow client holds up nobody.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import ssl
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from tensorfusion.apiserver.security import (
+    Credentials,
+    host_allowed,
+    origin_allowed,
+    write_private,
+)
+from tensorfusion.errors import ApiError, ConfigError, Forbidden, Unauthorized
+from tensorfusion.hypervisor.api import AgentApi
+from tensorfusion.hypervisor.registry import PEER, Caller, Registry, decode_peer
+from tensorfusion.hypervisor.wire import (
+    Answer,
+    ApiRequest,
+    decode_request,
+    encode_answer,
+    error_answer,
+)
+
+log = logging.getLogger(__name__)
+HOST: Final = "127.0.0.1"
+REQUEST_SECONDS: Final = 10.0
+MOST_CONNECTIONS: Final = 512
+CHUNK_BYTES: Final = 1 << 14
+BACKLOG: Final = 512
+POLL_SECONDS: Final = 0.5
+PROBES: Final = ("livez", "readyz", "healthz")
+Identify = Callable[[ApiRequest], Caller]
+
+
+class AgentServer:
+    """Serves the routes of an agent.
+
+    Args:
+        state: The agent's folder; the port it had is kept there.
+        path: Of the Unix socket.
+        port: 0 takes the one of the last run, or a free one.
+        group: Who may use the socket beside the agent's user: its group (mode 0660).
+
+    Raises:
+        ConfigError: The port is in use, or the socket cannot be made.
+    """
+
+    def __init__(
+        self,
+        api: AgentApi,
+        registry: Registry,
+        credentials: Credentials,
+        state: Path,
+        path: Path,
+        *,
+        port: int = 0,
+        group: bool = False,
+    ) -> None:
+        self._api = api
+        self._registry = registry
+        self._credentials = credentials
+        self._port_file = state / "port"
+        self._open = 0
+        self.path = path
+        self._unix = bind_unix(path, 0o660 if group else 0o600)
+        self._tcp = self._bind(port)
+        self.port: int = self._tcp.getsockname()[1]
+        self.url = f"https://{HOST}:{self.port}"
+        write_private(self._port_file, f"{self.port}\n".encode())
+
+    def run(self, stop: threading.Event) -> None:
+        """Serve until ``stop`` is set."""
+        asyncio.run(self._serve(stop))
+
+    async def _serve(self, stop: threading.Event) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(self._credentials.certificate_path, self._credentials.key_path)
+        tcp = await asyncio.start_server(
+            self._by_token, sock=self._tcp, ssl=context, ssl_handshake_timeout=REQUEST_SECONDS
+        )
+        unix = await asyncio.start_unix_server(self._by_peer, sock=self._unix)
+        async with tcp, unix:
+            while not stop.is_set():
+                await asyncio.sleep(POLL_SECONDS)
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
+    async def _by_token(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._handle(reader, writer, self._holder)
+
+    async def _by_peer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raw = writer.get_extra_info("socket")
+        peer = decode_peer(raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
+
+        def identify(_request: ApiRequest) -> Caller:
+            if peer is None:
+                raise Forbidden("the kernel does not say which process asks")
+            return self._registry.caller(peer)
+
+        await self._handle(reader, writer, identify)
+
+    def _holder(self, request: ApiRequest) -> Caller:
+        """Check a request that came over TCP; who holds the token is an operator."""
+        if not host_allowed(request.headers.get("host", b"")):
+            raise Forbidden("the Host header must be 127.0.0.1 or localhost")
+        origin = request.headers.get("origin")
+        if origin is not None and not origin_allowed(origin, self.url):
+            raise Forbidden("requests of other web origins are refused")
+        if not self._credentials.accepts(request.headers.get("authorization", b"")):
+            raise Unauthorized("the agent's token is needed, as Authorization: Bearer TOKEN")
+        return Caller()
+
+    async def _handle(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, identify: Identify
+    ) -> None:
+        self._open += 1
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                answer = await self._answer(reader, identify)
+                if answer is not None:
+                    writer.write(encode_answer(answer))
+                    await writer.drain()
+        except (TimeoutError, OSError):
+            log.debug("client gone, or too slow")
+        finally:
+            self._open -= 1
+            writer.close()
+            with contextlib.suppress(OSError, ssl.SSLError):
+                await writer.wait_closed()
+
+    async def _answer(self, reader: asyncio.StreamReader, identify: Identify) -> Answer | None:
+        """Read a request and answer it; None when the client went away before it was complete."""
+        try:
+            request = await _read(reader)
+            if request is None:
+                return None
+            if request.segments[0] in PROBES and len(request.segments) == 1:
+                return self._api.probe(request.segments[0])
+            if self._open > MOST_CONNECTIONS:
+                return Answer(503, b'{"reason":"ServiceUnavailable","message":"too many clients"}')
+            return await asyncio.to_thread(self._respond, request, identify)
+        except ApiError as error:
+            return error_answer(error)
+        except Exception as error:
+            log.exception("request not answered", exc_info=error)
+            return error_answer(ApiError("internal error; the agent's log has more"))
+
+    def _respond(self, request: ApiRequest, identify: Identify) -> Answer:
+        return self._api.respond(request, identify(request))
+
+    def _bind(self, port: int) -> socket.socket:
+        remembered = 0
+        with contextlib.suppress(OSError, ValueError):
+            remembered = int(self._port_file.read_text())
+        for candidate in [port] if port else [remembered, 0]:
+            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((HOST, candidate if 0 <= candidate < 65_536 else 0))
+                listener.listen(BACKLOG)
+            except OSError as error:
+                listener.close()
+                if error.errno == errno.EADDRINUSE and not port and candidate:
+                    continue
+                raise ConfigError(
+                    f"cannot listen on {HOST}:{candidate}: {error.strerror}; choose another port"
+                ) from error
+            return listener
+        raise ConfigError(f"cannot listen on {HOST}")
+
+
+async def _read(reader: asyncio.StreamReader) -> ApiRequest | None:
+    data = b""
+    while True:
+        chunk = await reader.read(CHUNK_BYTES)
+        if not chunk:
+            return None
+        data += chunk
+        request = decode_request(data)
+        if request is not None:
+            return request
+
+
+def bind_unix(path: Path, mode: int) -> socket.socket:
+    """Make a Unix socket that nobody else could use in the meantime.
+
+    Raises:
+        ConfigError: The path is too long, its folder is missing, or something else is there.
+    """
+    try:
+        if path.exists() and not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ConfigError(f"socket {path}: there is a file that is no socket")
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            before = os.umask(0o177)
+            try:
+                listener.bind(str(path))
+            finally:
+                os.umask(before)
+            path.chmod(mode)
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise ConfigError(f"socket {path}: {error.strerror or error}") from error
+    return listener

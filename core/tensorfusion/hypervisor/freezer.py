@@ -1,0 +1,288 @@
+"""Freezing idle workers, and thawing them when they have work again.
+
+A worker that used nothing of its devices for as long as its pool's template says for its quality
+of service goes to host memory, later to disk. One whose call waits for the device is thawed at
+once. When there is no room on the device the thaw is tried again, and the worker's call waits. Where
+a vendor cannot tell who waits, nobody is frozen for being idle, only by annotation.
+
+The annotation ``freeze`` of a pod goes before the rules: ``warm`` and ``cold`` keep it frozen
+whatever it wants, ``hot`` keeps it on its devices.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from tensorfusion import names
+from tensorfusion.api import pod_view, registry
+from tensorfusion.api.core.pod import Pod
+from tensorfusion.clock import Clock
+from tensorfusion.errors import ApiError, BackendError, ConfigError
+from tensorfusion.hypervisor.freeze_rules import NEVER, FreezeRule, due_tier
+from tensorfusion.runtime.conditions import Condition, condition, merge
+from tensorfusion.runtime.events import EventRecorder
+from tensorfusion.runtime.instruments import Instruments
+from tensorfusion.spi.backend import (
+    Capabilities,
+    FrozenWorker,
+    NodeBackend,
+    Tier,
+    WorkerSpec,
+    WorkerUsage,
+)
+from tensorfusion.store.interface import Store
+
+log = logging.getLogger(__name__)
+TICK_SECONDS: Final = 0.1
+"""Pause between two looks at who waits: what a thaw takes beyond the copy."""
+IDLE_LOOK_SECONDS: Final = 1.0
+"""Pause between two looks at who is idle."""
+REST_SECONDS: Final = 10.0
+"""A worker that was thawed stays on its devices for so long, or two would push each other out."""
+RETRY_SECONDS: Final = 1.0
+"""Pause after a freeze or thaw that failed."""
+MANAGER: Final = "tensorfusion-hypervisor"
+CONDITION: Final = "Frozen"
+"""Condition of a pod: its worker is off its devices."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What is known of a worker from the last looks."""
+
+    active_at: float
+    totals: dict[str, tuple[float, float, int]] = field(default_factory=dict)
+    """By device: seconds busy, seconds held back, bytes."""
+    thawed_at: float = float("-inf")
+    retry_at: float = float("-inf")
+
+
+class WorkerFreezer:
+    """Keeps the workers of all nodes where their use says they belong.
+
+    Args:
+        sessions: By node.
+        capabilities: Of the backend: which tiers it has, and whether it tells who waits.
+        promised: The workers of a node as their pods ask for them.
+        rules: A node's rules by quality of service. Raises ConfigError where they are wrong.
+        pool_of: Names the pool of a node.
+        pod_of: Finds the pod of a worker.
+
+    Concurrency: one thread runs it; `freeze` and `frozen` may be called from others.
+    """
+
+    def __init__(
+        self,
+        sessions: Mapping[str, NodeBackend],
+        capabilities: Capabilities,
+        *,
+        promised: Callable[[str], Sequence[WorkerSpec]],
+        rules: Callable[[str], Mapping[str, FreezeRule]],
+        pool_of: Callable[[str], str],
+        pod_of: Callable[[WorkerSpec], Pod | None],
+        store: Store,
+        events: EventRecorder,
+        instruments: Instruments,
+        clock: Clock,
+    ) -> None:
+        self._sessions = sessions
+        self._offered = capabilities.freeze
+        self._tells_waiting = capabilities.tells_waiting
+        self._promised = promised
+        self._rules = rules
+        self._pool_of = pool_of
+        self._pod_of = pod_of
+        self._store = store
+        self._events = events
+        self._instruments = instruments
+        self._clock = clock
+        self._seen: dict[tuple[str, str], _Seen] = {}
+        self._looked_at = float("-inf")
+
+    def run(self, stop: threading.Event) -> None:
+        """Look until ``stop`` is set."""
+        while not stop.is_set():
+            self.run_once()
+            self._clock.wait(stop, TICK_SECONDS)
+
+    def run_once(self) -> None:
+        """Thaw who waits; now and then freeze who is idle, and tell how all are."""
+        now = self._clock.monotonic()
+        looks = now - self._looked_at >= IDLE_LOOK_SECONDS
+        if looks:
+            self._looked_at = now
+        rows: list[tuple[tuple[str, ...], float]] = []
+        for node, session in self._sessions.items():
+            try:
+                specs = {spec.worker: spec for spec in self._promised(node)}
+                self._thaw_waiting(node, session, specs)
+                if looks:
+                    self._look(node, session, specs)
+                    rows += self._tell(node, session, specs)
+            except BackendError as error:
+                log.warning("not frozen or thawed", extra={"node": node, "error": str(error)})
+        if looks:
+            self._instruments.replace("tensorfusion_hypervisor_frozen_workers", rows)
+
+    def freeze(self, node: str, worker: str) -> None:
+        """Take a worker to host memory now, to make room for others.
+
+        Raises:
+            BackendError: Nobody could tell when it waits, it was thawed just now, keeps its place by annotation, or cannot be frozen.
+        """
+        spec = next((s for s in self._promised(node) if s.worker == worker), None)
+        seen = self._seen.get((node, worker))
+        if not self._tells_waiting:
+            raise BackendError("freezer", f"node {node!r}: nobody would know when to thaw a worker")
+        if spec is None or spec.annotations.get(names.FREEZE) == Tier.HOT:
+            raise BackendError("freezer", f"worker {worker!r} must not be frozen")
+        if seen is not None and self._clock.monotonic() - seen.thawed_at < REST_SECONDS:
+            raise BackendError("freezer", f"worker {worker!r} was thawed just now")
+        self._freeze(node, spec, Tier.WARM)
+
+    def frozen(self, node: str) -> Collection[str]:
+        """The frozen workers of a node."""
+        return {row.worker for row in self._sessions[node].frozen()}
+
+    def _thaw_waiting(
+        self, node: str, session: NodeBackend, specs: Mapping[str, WorkerSpec]
+    ) -> None:
+        for row in session.frozen():
+            spec = specs.get(row.worker)
+            if spec is None:
+                continue
+            wanted = spec.annotations.get(names.FREEZE)
+            # One that nobody could see waiting comes back when its annotation goes.
+            waits = row.waiting or not self._tells_waiting
+            if wanted == Tier.HOT or (waits and wanted not in (Tier.WARM, Tier.COLD)):
+                self._thaw(node, session, spec, row)
+
+    def _thaw(self, node: str, session: NodeBackend, spec: WorkerSpec, row: FrozenWorker) -> None:
+        seen = self._known(node, spec.worker)
+        if self._clock.monotonic() < seen.retry_at:
+            return
+        labels = {"pool": self._pool_of(node), "node": node, "tier": row.tier.value}
+        try:
+            seconds = session.thaw(spec.worker)
+        except BackendError as error:
+            seen.retry_at = self._clock.monotonic() + RETRY_SECONDS
+            self._instruments.count("tensorfusion_hypervisor_thaw_failures_total", labels)
+            self._event(spec, "ThawFailed", f"from tier {row.tier}: {error}", warning=True)
+            return
+        seen.active_at = seen.thawed_at = self._clock.monotonic()
+        self._instruments.observe("tensorfusion_hypervisor_thaw_seconds", seconds, labels)
+        text = f"{row.vram_bytes} bytes from tier {row.tier} in {seconds:.3f} s"
+        self._event(spec, "Thawed", text)
+        self._report(spec, condition(CONDITION, status=False, reason="Thawed", message=text))
+
+    def _look(self, node: str, session: NodeBackend, specs: Mapping[str, WorkerSpec]) -> None:
+        """Freeze who has been idle for long enough."""
+        for use in session.usage():
+            if use.worker in specs:
+                self._note(node, use)
+        known = {(node, worker) for worker in specs}
+        for key in [key for key in self._seen if key[0] == node and key not in known]:
+            del self._seen[key]
+        try:
+            rules = self._rules(node)
+        except ConfigError as error:
+            log.warning("freeze rules not used", extra={"node": node, "error": str(error)})
+            rules = {}
+        tiers = {row.worker: row.tier for row in session.frozen()}
+        now = self._clock.monotonic()
+        for spec in specs.values():
+            seen = self._seen.get((node, spec.worker))
+            if seen is None or now < seen.retry_at:
+                continue
+            tier = tiers.get(spec.worker, Tier.HOT)
+            wanted = spec.annotations.get(names.FREEZE, "")
+            if wanted in self._offered:
+                due = Tier(wanted)
+            elif wanted == Tier.HOT or now - seen.thawed_at < REST_SECONDS:
+                continue
+            else:
+                rule = rules.get(spec.qos, NEVER) if self._tells_waiting else NEVER
+                due = due_tier(rule, now - seen.active_at, tier, self._offered)
+            if due is not tier:
+                self._try_freeze(node, spec, due, seen)
+
+    def _note(self, node: str, use: WorkerUsage) -> None:
+        """Remember whether a worker used anything since the last look; a new one did."""
+        seen = self._known(node, use.worker)
+        wants = use.pressure is not None and use.pressure.wanted_bytes > 0
+        before = seen.totals.get(use.uuid, (0.0, 0.0, 0))
+        now = (use.busy_seconds_total, use.throttled_seconds_total, use.vram_bytes)
+        grown = any(new > old for new, old in zip(now, before, strict=True))
+        if use.compute_gflops > 0 or wants or grown:
+            seen.active_at = self._clock.monotonic()
+        # What a frozen worker gave back and takes again is no use.
+        seen.totals[use.uuid] = (now[0], now[1], max(now[2], before[2]))
+
+    def _known(self, node: str, worker: str) -> _Seen:
+        return self._seen.setdefault((node, worker), _Seen(self._clock.monotonic()))
+
+    def _try_freeze(self, node: str, spec: WorkerSpec, tier: Tier, seen: _Seen) -> None:
+        try:
+            self._freeze(node, spec, tier)
+        except BackendError as error:
+            seen.retry_at = self._clock.monotonic() + RETRY_SECONDS
+            self._event(spec, "FreezeFailed", f"to tier {tier}: {error}", warning=True)
+
+    def _freeze(self, node: str, spec: WorkerSpec, tier: Tier) -> None:
+        session = self._sessions[node]
+        started = self._clock.monotonic()
+        session.freeze(spec.worker, tier)
+        seconds = self._clock.monotonic() - started
+        row = next((r for r in session.frozen() if r.worker == spec.worker), None)
+        if row is None:
+            return  # it has no processes: there is nothing to freeze
+        labels = {"pool": self._pool_of(node), "node": node, "tier": tier.value}
+        self._instruments.observe("tensorfusion_hypervisor_freeze_seconds", seconds, labels)
+        self._event(spec, "Frozen", f"{row.vram_bytes} bytes to tier {tier} in {seconds:.3f} s")
+
+    def _tell(
+        self, node: str, session: NodeBackend, specs: Mapping[str, WorkerSpec]
+    ) -> list[tuple[tuple[str, ...], float]]:
+        """Write the pods' conditions, and count the frozen by tier."""
+        counts = dict.fromkeys(self._offered, 0)
+        frozen = {row.worker: row for row in session.frozen()}
+        for row in frozen.values():
+            counts[row.tier] = counts.get(row.tier, 0) + 1
+            if row.worker in specs:
+                text = f"{row.vram_bytes} bytes in tier {row.tier}"
+                reason = f"In{row.tier.value.capitalize()}Tier"
+                told = condition(CONDITION, status=True, reason=reason, message=text)
+                self._report(specs[row.worker], told)
+        pool = self._pool_of(node)
+        return [((pool, node, tier.value), float(count)) for tier, count in counts.items()]
+
+    def _event(self, spec: WorkerSpec, reason: str, message: str, *, warning: bool = False) -> None:
+        pod = self._pod_of(spec)
+        log.info(reason, extra={"worker": f"{spec.namespace}/{spec.name}", "detail": message})
+        if pod is not None:
+            self._events.event(pod_view.reference(pod), reason, message, warning=warning)
+
+    def _report(self, spec: WorkerSpec, told: Condition) -> None:
+        """Write a condition, unless the pod has it already."""
+        pod = self._pod_of(spec)
+        if pod is None:
+            return
+        known = pod.status.conditions if pod.status is not None else ()
+        if any(c.type == CONDITION and c.message == told["message"] for c in known or ()):
+            return
+        name, namespace = pod.metadata.name, pod.metadata.namespace
+        try:
+            status = self._store.get(registry.PODS, name, namespace).get("status", {})
+            present = status.get("conditions", [])
+            self._store.patch(
+                registry.PODS,
+                name,
+                {"status": {"conditions": merge(present, [told], self._clock.now())}},
+                namespace,
+                subresource="status",
+                field_manager=MANAGER,
+            )
+        except ApiError as error:
+            log.info("condition not written", extra={"error": str(error)})

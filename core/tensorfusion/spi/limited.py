@@ -1,0 +1,65 @@
+"""What a session adds whose workers are held by a limiter inside their own processes.
+
+Not part of `NodeBackend`: a vendor whose hardware enforces has none of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+
+@dataclass(frozen=True, slots=True)
+class Attested:
+    """What a process of a worker says is enforced in it.
+
+    Attributes:
+        state: The limiter's own word, such as ``enforced``.
+        reason: Why nothing is enforced; empty when limits hold.
+        memory: The memory cap holds. ``compute``: the share of compute does.
+    """
+
+    pid: int
+    state: str
+    reason: str
+    memory: bool
+    compute: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LimiterFaults:
+    """How often a limiter could not do its part.
+
+    Attributes:
+        opened: Work was let through. ``closed``: work was held back.
+        recovered: Dead processes whose memory was given back.
+        unreadable: Limits could not be read, and the last good ones stayed.
+    """
+
+    opened: int = 0
+    closed: int = 0
+    recovered: int = 0
+    unreadable: int = 0
+
+
+@runtime_checkable
+class LimitedWorkers(Protocol):
+    """Signs of life to the workers, and what they tell.
+
+    Concurrency: every method may be called from any thread.
+    """
+
+    def beat(self) -> None:
+        """Tell every worker that its node agent lives.
+
+        From the first call on, a worker takes silence of 2.5 s for a fault and does what its
+        policy says; a session that never calls it leaves its workers without that rule.
+        """
+        ...
+
+    def attest(self, worker: str) -> Sequence[Attested]:
+        """What the running processes of a worker attest; empty for one that is not known."""
+        ...
+
+    def faults(self, worker: str) -> LimiterFaults:
+        """Counters of a worker's limiter; zeros for one that is not known."""
+        ...

@@ -1,0 +1,191 @@
+"""A control plane without nodes and an agent beside it, each in a process that a test may kill."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from tensorfusion.api.registry import PODS
+from tensorfusion.cli.options import connect
+
+PREFIX = "tensor-fusion.ai/"
+START_SECONDS = 40.0
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over the agent's socket."""
+
+    def __init__(self, path):
+        super().__init__("localhost", timeout=10)
+        self.path = str(path)
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+class Site:
+    """One machine: data folder, control plane, agent of one node.
+
+    Args:
+        simulated: The block of the simulated backend.
+    """
+
+    def __init__(self, folder, simulated, node, *, sample_seconds=0.5, **environment):
+        self.folder, self.data, self.node = folder, folder / "data", node
+        self.state = folder / "agent"
+        # Paths of Unix sockets are short.
+        self.sockets = Path(tempfile.mkdtemp(prefix="tf-"))
+        self.socket = self.sockets / "a"
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("TENSORFUSION_", "KUBE"))},
+            "HOME": str(folder),
+            "PYTHONPATH": "",
+            **environment,
+        }
+        self.agent = None
+        settings = {
+            "backend": "simulated",
+            "hypervisor": "agents",
+            "sample_seconds": sample_seconds,
+            "plugin_settings": {"simulated": simulated},
+        }
+        self.settings = folder / "settings.yaml"
+        self.settings.write_text(yaml.safe_dump(settings))
+
+    def cli(self, *arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", "tensorfusion", *arguments],
+            env=self.environment, capture_output=True, text=True, check=False, timeout=90,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def up(self):
+        self.cli("up", "--detach", "--data", str(self.data), "--config", str(self.settings))
+        self.store = connect(self.data)
+
+    def start_agent(self, *arguments):
+        """Start the agent and wait until it answers that it is ready."""
+        with (self.folder / "agent.log").open("ab") as log:
+            self.agent = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "tensorfusion", "hypervisor", "--node", self.node),
+                    *("--data", str(self.data), "--config", str(self.settings)),
+                    *("--state", str(self.state), "--socket", str(self.socket), *arguments),
+                ],
+                env=self.environment, stdout=log, stderr=log,
+            )  # fmt: skip
+        return wait(self._ready, START_SECONDS, self._last_words)
+
+    def _ready(self):
+        if self.agent.poll() is not None:
+            raise AssertionError(self._last_words())
+        try:
+            return self.ask("GET", "/readyz")[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def _last_words(self):
+        return (self.folder / "agent.log").read_text()[-3000:]
+
+    def kill_agent(self, number=signal.SIGKILL):
+        self.agent.send_signal(number)
+        self.agent.wait(30)
+
+    def ask(self, method, path, body=None):
+        """Ask over the Unix socket, as the user who runs the agent; status and text."""
+        connection = UnixConnection(self.socket)
+        try:
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def get(self, path):
+        status, text = self.ask("GET", path)
+        assert status == 200, text
+        return json.loads(text)
+
+    def create_pod(self, name, percent, *, load="", command=(), vram="2Gi", qos=""):
+        annotations = {
+            PREFIX + "compute-percent-request": str(percent),
+            PREFIX + "compute-percent-limit": str(percent),
+            PREFIX + "vram-request": vram,
+            PREFIX + "vram-limit": vram,
+        }
+        annotations |= {PREFIX + "simulated-load": load} if load else {}
+        annotations |= {PREFIX + "qos": qos} if qos else {}
+        container = {"name": "c", "image": "none"} | ({"command": list(command)} if command else {})
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": name,
+                "labels": {PREFIX + "enabled": "true"},
+                "annotations": annotations,
+            },
+            "spec": {"containers": [container], "terminationGracePeriodSeconds": 2},
+        }
+        self.store.create(PODS, pod, "default")
+
+    def pod(self, name):
+        return self.store.get(PODS, name, "default")
+
+    def phases(self):
+        pods = self.store.list(PODS, "default").items
+        return {p["metadata"]["name"]: p.get("status", {}).get("phase") for p in pods}
+
+    def output(self, name):
+        """What a pod's container printed, from the agent's folder."""
+        uid = self.pod(name)["metadata"]["uid"]
+        path = self.state / "nodes" / self.node / "pods" / uid / "containers/c/0.log"
+        return path.read_text() if path.exists() else ""
+
+    def leader(self, name):
+        """The process that leads a pod's container."""
+        uid = self.pod(name)["metadata"]["uid"]
+        path = self.state / "nodes" / self.node / "pods" / uid / "containers/c/0.pid"
+        return int(wait(lambda: path.exists() and path.read_text().strip()))
+
+    def close(self):
+        """End everything, with the pods' processes."""
+        for name in self.phases() if hasattr(self, "store") else ():
+            self.store.delete(PODS, name, "default", grace_period_seconds=0)
+        if self.agent is not None and self.agent.poll() is None:
+            # The objects go at once; the agent takes a moment to end what they stood for.
+            folder = self.state / "nodes" / self.node / "pods"
+            wait(lambda: not any(folder.glob("*")), 60, lambda: f"left: {[*folder.glob('*')]}")
+            self.kill_agent(signal.SIGTERM)
+        self.cli("down", "--data", str(self.data))
+        shutil.rmtree(self.sockets, ignore_errors=True)
+
+
+def wait(condition, seconds=20.0, why=lambda: "it did not come"):
+    """Ask until something is there, and return it."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError(why())
+
+
+def alive(pid):
+    """Whether a process runs and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
