@@ -106,5 +106,11 @@ bench-laws: native $(VENV)/.test ## Compare the limiter's control law with publi
 bench: $(VENV)/.dev ## Run the benchmarks and print their ratios
 	$(BIN)/python tests/bench/placement.py
 
+.PHONY: support-matrix
+support-matrix: native $(VENV)/.test ## Run the conformance suite on every backend and write docs/reference/support-matrix.md
+	@$(BIN)/python -m tensorfusion.testing.conformance.matrix docs/reference/support-matrix.md \
+	--suite nvidia "simulated driver" vendors/nvidia/tests/test_nvidia_on_simulator.py::TestNvidiaOnSimulatedDriver \
+	--suite simulated "simulated driver" vendors/simulated/tests/test_simulated_driver.py::TestSimulatedDriver
+
 clean: ## Remove the environment and build output
 	rm -rf $(VENV) build dist docs/_build

@@ -9,3 +9,6 @@ set_target_properties(nullcuda PROPERTIES OUTPUT_NAME cuda SOVERSION 1
                       LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/null)
 # -Bsymbolic: it hands out its own functions, not those of a preloaded library.
 target_link_options(nullcuda PRIVATE -Wl,--version-script=${CMAKE_SOURCE_DIR}/nulldriver/null.map -Wl,-Bsymbolic)
+
+add_executable(tf-exercise programs/tf_exercise.c)
+target_link_libraries(tf-exercise PRIVATE Threads::Threads ${CMAKE_DL_LIBS})

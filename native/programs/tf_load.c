@@ -19,9 +19,9 @@
  *     device=0
  *     churn=0          bytes allocated and freed around every launch
  *     hold=0           bytes allocated once
+ *     through=         the limiter's library, opened here instead of preloaded
  *     deadline_s=0     wall time after which the program is ended by SIGALRM, whatever it waits for; 0: never */
 #define _GNU_SOURCE
-#include <dlfcn.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdatomic.h>
@@ -32,10 +32,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "tf_cuda.h"
-
-#define TF_CALL(symbol, base, since, per_thread) static CUresult (*p_##symbol)();
-#include "driver_rows.h"
+#include "driver.h"
 
 static int (*sim_virtual)(void);
 static uint64_t (*sim_now)(void);
@@ -48,7 +45,7 @@ static struct {
   uint64_t kernel_us, then_us, phase_s, grid, seconds, nodes, sync, streams, duty, interval_ms, device, churn, hold,
       deadline_s, mix_every, mix_us, mix_grid, watch;
 } given = {.kernel_us = 1000, .grid = 108, .mix_grid = 1, .seconds = 10, .nodes = 10, .streams = 1, .duty = 100, .interval_ms = 1000};
-static char kind[16] = "plain";
+static char kind[16] = "plain", through[4096];
 
 static void check(CUresult result, const char *call) {
   if (!result) return;
@@ -57,14 +54,8 @@ static void check(CUresult result, const char *call) {
 }
 #define DO(call, ...) check(p_##call(__VA_ARGS__), #call)
 
-static void load_driver(void) {
-  void *library = dlopen("libcuda.so.1", RTLD_NOW);
-  if (!library) {
-    fprintf(stderr, "tf-load: %s\n", dlerror());
-    exit(1);
-  }
-#define TF_CALL(symbol, base, since, per_thread) *(void **)&p_##symbol = dlsym(library, #symbol);
-#include "driver_rows.h"
+static void load(void) {
+  void *library = load_driver(through);
   *(void **)&sim_virtual = dlsym(library, "tfSimVirtual");
   *(void **)&sim_now = dlsym(library, "tfSimNow");
   *(void **)&sim_wait = dlsym(library, "tfSimWaitUntil");
@@ -103,6 +94,7 @@ static void read_arguments(int count, char **arguments) {
     bool known = value != NULL;
     if (known) *value++ = 0;
     if (known && !strcmp(arguments[i], "kind")) snprintf(kind, sizeof kind, "%s", value);
+    else if (known && !strcmp(arguments[i], "through")) snprintf(through, sizeof through, "%s", value);
     else if (known) {
       known = false;
       for (size_t n = 0; n < sizeof numbers / sizeof *numbers; n++)
@@ -231,7 +223,7 @@ static void loop(void) {
 int main(int count, char **arguments) {
   read_arguments(count, arguments);
   alarm((unsigned)given.deadline_s);
-  load_driver();
+  load();
   CUcontext context;
   CUmodule module;
   CUdevice device;
@@ -248,5 +240,6 @@ int main(int count, char **arguments) {
   length_us = given.kernel_us;
   if (!strcmp(kind, "graph")) make_graph();
   loop();
+  DO(cuModuleUnload, module);
   return 0;
 }

@@ -154,7 +154,8 @@ def test_refused_wants_a_backend_error():
 def test_matrix_row_says_claims_and_result(tmp_path):
     backend = SimulatedBackend()
     passed = row(backend, "0.1.0", Outcome(47, ()))
-    assert passed[:4] == ("simulated", "0.1.0", "simulator", "shared (none), soft (simulated)")
+    isolation = "shared (none), soft (simulated), partitioned (simulated)"
+    assert passed[:4] == ("simulated", "0.1.0", "simulator", isolation)
     assert passed[-1] == "47 of 47 passed"
     failed = row(backend, "0.1.0", Outcome(47, ("test_x: units | bytes",)))
     assert failed[-1] == "1 of 47 failed: test_x: units | bytes"

@@ -1,8 +1,9 @@
 """Capabilities: what is claimed works, what is not claimed is refused."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tensorfusion.spi.backend import Capabilities, DeviceInfo, Enforcement, NodeBackend
@@ -10,6 +11,8 @@ from tensorfusion.testing.conformance.base import ISOLATION_MODES, Conformance, 
 from tensorfusion.testing.conformance.calls import refused, works
 from tensorfusion.testing.conformance.discovery import catalogue_card
 
+CLAIMS = "capabilities"
+"""Under this name the report of a run tells what was claimed, as JSON."""
 NO_SUCH_SLOT = 10_000
 
 
@@ -30,11 +33,14 @@ def partition_template(device: DeviceInfo, request: pytest.FixtureRequest) -> st
 class CapabilitiesConformance(Conformance):
     """What is asked of claims."""
 
-    def test_capabilities_are_constant(self, rig: Rig) -> None:
+    def test_capabilities_are_constant(
+        self, rig: Rig, record_property: Callable[[str, object], None]
+    ) -> None:
         """They are read once, when the process starts."""
         first, second = rig.backend.capabilities(), rig.backend.capabilities()
         assert first == second, f"capabilities() must be constant, got {first}, then {second}"
         assert isinstance(first, Capabilities), f"capabilities() must be Capabilities, got {first}"
+        record_property(CLAIMS, msgspec.json.encode(first).decode())
 
     def test_isolation_claims_are_words_of_the_specification(self, rig: Rig) -> None:
         """Placement and status know these words only."""
