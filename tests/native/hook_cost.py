@@ -11,6 +11,9 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,11 +53,30 @@ BOUNDS = (
 )
 
 
+@contextmanager
+def beating(region: WorkerRegion) -> Iterator[None]:
+    """Give signs of life as a node agent does."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(0.5):
+            region.beat()
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
 def run(build: Path, share: float, mode: str, *before: str) -> subprocess.CompletedProcess[str]:
-    """Run tf-hook-cost as a worker with a share of compute and a memory cap."""
+    """Run tf-hook-cost as a worker of an agent, with a share of compute and a memory cap."""
     with tempfile.TemporaryDirectory() as folder:
         rows = [DeviceLimit(uuid(), vram_bytes=8 * GIB, compute_ratio=share, context_bytes=CONTEXT)]
-        with WorkerRegion.create(Path(folder) / "worker", rows) as region:
+        path = Path(folder) / "worker"
+        with WorkerRegion.create(path, rows, heartbeat=True) as region, beating(region):
             environment = {
                 **os.environ,
                 "LD_LIBRARY_PATH": str(build / "null"),

@@ -88,9 +88,10 @@ say(codes=[launch(kernel), alloc(64 << 20)[0]])
     assert worker.region.faults().fail_closed == 0
 
 
-def test_a_silent_owner_with_a_closed_policy_holds_work_back_until_it_speaks(machine):
+@pytest.mark.parametrize("compute", [0.5, 1.0])
+def test_a_silent_owner_with_a_closed_policy_holds_work_back_until_it_speaks(machine, compute):
     machine.mode = "wall"
-    worker = machine.worker(vram=GIB, compute=0.5, heartbeat=True, closed=True)
+    worker = machine.worker(vram=GIB, compute=compute, heartbeat=True, closed=True)
     tenant = worker.start("""
 init(); kernel = function("spin_10us"); say(ready=1); sys.stdin.readline()
 say(code=alloc(64 << 20)[0])
@@ -112,4 +113,4 @@ say(code=alloc(64 << 20)[0])
     assert held
     assert [tenant.stdout.readline() for _ in range(2)] == ['{"code": 0}\n'] * 2
     assert worker.region.faults().fail_closed > 0
-    assert worker.rows == [DeviceLimit(uuid(), GIB, 0.5, worker.rows[0].context_bytes)]
+    assert worker.rows == [DeviceLimit(uuid(), GIB, compute, worker.rows[0].context_bytes)]

@@ -1,6 +1,7 @@
 """When idle workers are frozen and thawed: rules by table and property, the loop with a made-up session."""
 
-from dataclasses import replace
+import threading
+from collections import defaultdict
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from tensorfusion.api.scheduling_config import (
     HypervisorScheduling,
 )
 from tensorfusion.errors import BackendError, ConfigError
+from tensorfusion.hypervisor.freeze_moves import Moves
 from tensorfusion.hypervisor.freeze_rules import (
     NEVER,
     ORDER,
@@ -129,6 +131,7 @@ class Session:
         self.tiers, self.waiting, self.busy, self.gflops = {}, {}, {}, {}
         self.room = True
         self.calls = []
+        self.waits_for, self.thawed = {}, defaultdict(threading.Event)
 
     def usage(self):
         return [
@@ -155,10 +158,13 @@ class Session:
 
     def thaw(self, worker):
         self.calls.append(("thaw", worker))
+        if worker in self.waits_for and not self.thawed[self.waits_for[worker]].wait(20):
+            raise BackendError("acme", "the other one did not come back meanwhile")
         if not self.room:
             raise BackendError("acme", "no room")
         del self.tiers[worker]
         self.waiting.pop(worker, None)
+        self.thawed[worker].set()
         return 0.25
 
 
@@ -176,6 +182,7 @@ class World:
         self.store.create(registry.NAMESPACES, {"metadata": {"name": "ns"}})
         self.session = Session(self.clock)
         self.specs = []
+        self.annotations, self.deleted = {}, set()
         self.rules = {"low": RULE}
         self.instruments = Instruments()
         self.freezer = WorkerFreezer(
@@ -184,13 +191,23 @@ class World:
             promised=lambda _node: self.specs,
             rules=lambda _node: self.rules_of(),
             pool_of=lambda _node: "pool",
-            pod_of=lambda one: Pod(
-                metadata=Metadata(name=one.name, namespace=one.namespace, uid=one.worker)
-            ),
+            pod_of=self.pod_of,
             store=self.store,
             events=EventRecorder(self.store, registry.EVENTS, "test", self.clock),
             instruments=self.instruments,
             clock=self.clock,
+        )
+
+    def pod_of(self, one):
+        wanted = self.annotations.get(one.worker)
+        return Pod(
+            metadata=Metadata(
+                name=one.name,
+                namespace=one.namespace,
+                uid=one.worker,
+                annotations={names.FREEZE: wanted} if wanted else {},
+                deletion_timestamp="2026-01-01T00:00:30Z" if one.worker in self.deleted else "",
+            )
         )
 
     def rules_of(self):
@@ -209,10 +226,7 @@ class World:
         )
 
     def annotate(self, worker, value):
-        self.specs = [
-            replace(s, annotations={names.FREEZE: value}) if s.worker == worker else s
-            for s in self.specs
-        ]
+        self.annotations[worker] = value
 
     def run(self, seconds=IDLE_LOOK_SECONDS, work=()):
         until = self.clock.monotonic() + seconds
@@ -366,6 +380,58 @@ def test_room_for_others_is_made_but_not_twice_in_a_moment(world):
     for worker in ("a", "unknown"):
         with pytest.raises(BackendError, match="must not be frozen"):
             world.freezer.freeze("n1", worker)
+
+
+def test_one_that_leaves_gets_its_devices_back_whatever_was_wanted(world):
+    world.add("a")
+    world.add("b")
+    world.annotate("b", "cold")
+    world.run(70)
+    assert world.session.tiers == {"a": Tier.WARM, "b": Tier.COLD}
+    world.deleted = {"a", "b"}
+    world.run(TICK_SECONDS)
+    assert world.session.tiers == {}
+    world.run(2000)
+    assert world.session.tiers == {}
+    with pytest.raises(BackendError, match="must not be frozen"):
+        world.freezer.freeze("n1", "a")
+
+
+def test_nobody_waits_for_the_copy_of_another(world):
+    for worker in ("slow", "quick"):
+        world.add(worker)
+    world.run(70)
+    world.session.waits_for = {"slow": "quick"}
+    world.session.waiting = {"slow": True, "quick": True}
+    world.run(TICK_SECONDS)
+    assert world.session.tiers == {}
+    assert "ThawFailed" not in [reason for reason, _ in world.events()]
+
+
+def test_a_worker_that_is_being_moved_is_not_moved_by_another():
+    moves = Moves()
+    with moves.alone(("n1", "a")):
+        assert moves.under_way() == {("n1", "a")}
+        with (
+            pytest.raises(BackendError, match="worker 'a' is being moved"),
+            moves.alone(("n1", "a")),
+        ):
+            pass
+        moves.thaw(("n1", "a"), lambda: pytest.fail("moved twice"))
+        moves.wait()
+    assert moves.under_way() == frozenset()
+    moves.close()
+
+
+def test_a_move_that_breaks_lets_the_worker_be_moved_again(caplog):
+    moves, key, done = Moves(), ("n1", "a"), []
+    moves.freeze(key, lambda: 1 // 0)
+    moves.wait()
+    assert "not moved" in caplog.text
+    moves.freeze(key, lambda: done.append(key))
+    moves.wait()
+    moves.close()
+    assert done == [key]
 
 
 def test_workers_that_are_gone_are_forgotten(world):

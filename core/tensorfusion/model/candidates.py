@@ -29,7 +29,7 @@ from tensorfusion.model.headroom import (
     LIMIT_VRAM,
     PERCENT,
     VRAM,
-    rough_amount,
+    rough_needs,
 )
 from tensorfusion.model.journal import Journal
 from tensorfusion.model.rows import GATE_PLANE, Bools, Ints, Rows, Scorer, Scores, Slots
@@ -315,7 +315,8 @@ class ShapeKeys:
         self.shape = shape
         self.suitability = suitability
         self.needs = needs_of(shape) if shape.gpu_count else []
-        self._rough_needs = [(q, rough_amount(q, amount)) for q, amount in self.needs]
+        first, self._least = rough_needs(self.needs or [(GFLOPS, 0)])
+        self._columns = slice(first, first + len(self._least))
         host = enumerate((shape.cpu_milli, shape.memory_bytes))
         self._host_needs = [(column, amount) for column, amount in host if amount]
         self._policy = policy
@@ -405,24 +406,24 @@ class ShapeKeys:
 
     def _have_cards(self, where: slice | Slots, tables: Tables) -> Bools:
         """Tell which of some nodes have enough cards with room."""
-        rough = self._fleet.rough
+        rough = self._fleet.rough[self._columns]
         if isinstance(where, slice):
-            cards: Bools = tables.open[where].copy()
-            for quantity, amount in self._rough_needs:
-                cards &= rough[quantity, where] >= amount
+            enough, is_open = rough[:, where] >= self._least, tables.open[where]
         else:
-            cards = tables.open.take(where, axis=0)
-            for quantity, amount in self._rough_needs:
-                cards &= rough[quantity].take(where, axis=0) >= amount
+            enough = rough.take(where, axis=1) >= self._least
+            is_open = tables.open.take(where, axis=0)
         count = self.shape.gpu_count
+        if enough.shape[2] != LANES:
+            cards: Bools = enough.all(axis=0) & is_open
+            return np.asarray(cards.sum(axis=1) >= count)
+        # Eight cards are one word: whether a card has enough of everything is a logical and.
+        words = np.bitwise_and.reduce(enough.view(np.uint64), axis=0)
+        words &= is_open.view(np.uint64)
         if count > 1:
-            several: Bools = cards.sum(axis=1) >= count
+            several: Bools = words.view(np.bool_).sum(axis=1) >= count
             return several
-        if cards.shape[1] == LANES:
-            some: Bools = cards.view(np.uint64)[:, 0] != 0
-            return some
-        wide: Bools = np.asarray(cards.any(axis=1))
-        return wide
+        some: Bools = words[:, 0] != 0
+        return some
 
     def prune(self) -> None:
         """Look at the cards of every node that may fit and drop those that do not.

@@ -7,6 +7,7 @@ Nodes keep their slot for life and freed slots are reused, so adding or removing
 one block; only growing beyond the arrays' size copies them, which doubling amortises.
 """
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -58,8 +59,9 @@ class Fleet:
             (nodes, planes, slots). The planes are named in `tensorfusion.model.rows`.
         host: Free CPU and memory, then allocations per kind; (nodes, columns).
         headroom: What is left of each card; (quantities, nodes, slots).
-        rough: The same in 32 bits and whole MiB, -1 where there is no card, slots in eights;
-            what fits a card fits these columns, too, and they are compared four times as fast.
+        rough: The same in 32 bits and whole MiB, -1 where there is no card, slots in eights, in
+            the order of `headroom.ROUGH`; what fits a card fits these columns, too, and they are
+            compared four times as fast.
         kinds: Distinct cards by profile and capacity, which `cells` refers to.
         gate: Who may join each card, bits; (nodes, slots).
         profile_codes: Position in `profiles`, -1 in empty slots; (nodes, slots).
@@ -320,25 +322,25 @@ class Fleet:
             self.journal.append(slot)
 
     def _write_load(self, slot: int, position: int, card: tuple[int, ...]) -> None:
-        """Write what is left of a card; by items of flat views, which is faster than by rows."""
-        cells, rough = self._flat_cells, self._flat_rough
+        """Write what is left of a card; by slices of flat views, which is faster than by rows."""
         width = self.width
         at = slot * PLANES * width + position
-        for value in card:
-            cells[at] = value
-            at += width
-        at, step = slot * self._lanes + position, self.rows * self._lanes
+        self._flat_cells[at : at + len(card) * width : width] = array("q", card)
         gflops, vram, limit, limit_vram, percent, limit_percent, *_ = card
-        for value in (
-            gflops,
-            vram >> MIB_SHIFT,
-            limit,
-            limit_vram >> MIB_SHIFT,
+        rough = (
             percent,
             limit_percent,
-        ):
-            rough[at] = value if -1 <= value <= MOST_ROUGH else min(max(value, -1), MOST_ROUGH)
-            at += step
+            vram >> MIB_SHIFT,
+            limit_vram >> MIB_SHIFT,
+            gflops,
+            limit,
+        )
+        try:
+            values = array("i", rough)
+        except OverflowError:
+            values = array("i", [min(max(value, -1), MOST_ROUGH) for value in rough])
+        at, step = slot * self._lanes + position, self.rows * self._lanes
+        self._flat_rough[at : at + QUANTITIES * step : step] = values
 
     def _name(self, slot: int) -> str:
         node = self.nodes[slot]
@@ -371,10 +373,9 @@ class Fleet:
             return
         cpu = node.cpu_milli - usage.cpu_milli if node.cpu_milli else UNTRACKED
         memory = node.memory_bytes - usage.memory_bytes if node.memory_bytes else UNTRACKED
-        host, at = self._flat_host, slot * HOST_COLUMNS
-        for value in (cpu, memory, *self._sums(slot, cpu), *usage.kinds):
-            host[at] = value
-            at += 1
+        at = slot * HOST_COLUMNS
+        row = array("q", (cpu, memory, *self._sums(slot, cpu), *usage.kinds))
+        self._flat_host[at : at + HOST_COLUMNS] = row
         full = usage.workers >= node.max_workers
         if full != self._full[slot]:
             self._full[slot] = full
@@ -481,9 +482,9 @@ class Fleet:
 
     def _set_arrays(self, cells: Ints, rough: NDArray[np.int32], host: Ints) -> None:
         self.cells, self.rough, self.host = cells, rough, host
-        self._flat_cells = cells.reshape(-1).data
-        self._flat_rough = rough.reshape(-1).data
-        self._flat_host = host.reshape(-1).data
+        self._flat_cells = cells.reshape(-1).data.cast("B").cast("q")
+        self._flat_rough = rough.reshape(-1).data.cast("B").cast("i")
+        self._flat_host = host.reshape(-1).data.cast("B").cast("q")
         self._lanes = rough.shape[2]
         self._headroom = cells[:, :QUANTITIES].transpose(1, 0, 2)
         self._capacity = cells[:, CAPACITY_PLANE : CAPACITY_PLANE + 2].transpose(1, 0, 2)

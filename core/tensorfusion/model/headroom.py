@@ -1,6 +1,10 @@
 """What is left of a card, and who may join it: figures that the fleet keeps as columns."""
 
+from collections.abc import Sequence
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tensorfusion.model.allocation import DeviceUsage
 from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT
@@ -12,6 +16,9 @@ GFLOPS, VRAM, LIMIT_GFLOPS, LIMIT_VRAM, PERCENT, LIMIT_PERCENT = range(6)
 """Quantities of `tensorfusion.model.fleet.Fleet.headroom`, in order. Percent is compute as milli-percent of the card."""
 
 QUANTITIES: Final = MILLI_PLANE
+
+ROUGH: Final = (PERCENT, LIMIT_PERCENT, VRAM, LIMIT_VRAM, GFLOPS, LIMIT_GFLOPS)
+"""Order of the rough columns: those that a request looks at lie side by side."""
 
 MIB_SHIFT: Final = 20
 """Memory is looked at in whole MiB where a rough answer will do."""
@@ -86,7 +93,23 @@ def headroom_of(usage: DeviceUsage, device: Device) -> tuple[int, ...]:
     )
 
 
-def rough_amount(quantity: int, amount: int) -> int:
+def rough_needs(needs: Sequence[tuple[int, int]]) -> tuple[int, NDArray[np.int32]]:
+    """Turn what a card must have left into what is compared with the rough columns.
+
+    Args:
+        needs: (quantity, amount) pairs, at least one.
+
+    Returns:
+        The first column, and the least of that and of each following column, to be compared with
+        (columns, nodes, slots).
+    """
+    places = {ROUGH.index(quantity): _rough_amount(quantity, amount) for quantity, amount in needs}
+    first, last = min(places), max(places)
+    least = [places.get(place, -MOST_ROUGH) for place in range(first, last + 1)]
+    return first, np.array(least, dtype=np.int32)[:, None, None]
+
+
+def _rough_amount(quantity: int, amount: int) -> int:
     """Return an amount as the rough columns have it: never more than it is, at most 2^31 - 1."""
     if quantity in (VRAM, LIMIT_VRAM):
         amount >>= MIB_SHIFT
