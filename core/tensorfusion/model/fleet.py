@@ -7,7 +7,7 @@ Nodes keep their slot for life and freed slots are reused, so adding or removing
 one block; only growing beyond the arrays' size copies them, which doubling amortises.
 """
 
-from array import array
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -49,6 +49,9 @@ from tensorfusion.model.typical import MILLI_CARD, CardKind, TypicalTasks
 
 LANES: Final = 8
 """Device slots of the rough columns come in eights, so that eight answers are one number."""
+
+
+_HOST_ROW: Final = struct.Struct(f"={HOST_COLUMNS}q")
 
 
 class Fleet:
@@ -108,6 +111,8 @@ class Fleet:
         self._positions: dict[str, tuple[int, int]] = {}
         self._full: list[bool] = []
         self._first_kinds: list[int] = []
+        self._totals: list[list[int]] = []
+        """By node slot, sums over its cards: free thousandths, idle ones, free shares, cards."""
         self._last_name = ""
         self._ranks: dict[str, int] | None = {}
         self._ordered = True
@@ -310,7 +315,9 @@ class Fleet:
                 continue
             block, place = position
             card = headroom_of(usage, device)
-            self.cards[block][place] = card
+            cards = self.cards[block]
+            self._move_totals(block, cards[place], card)
+            cards[place] = card
             self._write_load(block, place, card)
             gate = self.gate_of(usage, node_full=self._full[block])
             if self.gates[block][place] != gate:
@@ -322,12 +329,14 @@ class Fleet:
             self.journal.append(slot)
 
     def _write_load(self, slot: int, position: int, card: tuple[int, ...]) -> None:
-        """Write what is left of a card; by slices of flat views, which is faster than by rows."""
-        width = self.width
+        """Write what is left of a card; by items of flat views, which is faster than by rows."""
+        cells, width = self._flat_cells, self.width
         at = slot * PLANES * width + position
-        self._flat_cells[at : at + len(card) * width : width] = array("q", card)
+        for value in card:
+            cells[at] = value
+            at += width
         gflops, vram, limit, limit_vram, percent, limit_percent, *_ = card
-        rough = (
+        values = (
             percent,
             limit_percent,
             vram >> MIB_SHIFT,
@@ -335,12 +344,10 @@ class Fleet:
             gflops,
             limit,
         )
-        try:
-            values = array("i", rough)
-        except OverflowError:
-            values = array("i", [min(max(value, -1), MOST_ROUGH) for value in rough])
-        at, step = slot * self._lanes + position, self.rows * self._lanes
-        self._flat_rough[at : at + QUANTITIES * step : step] = values
+        rough, at, step = self._flat_rough, slot * self._lanes + position, self.rows * self._lanes
+        for value in values:
+            rough[at] = value if -1 <= value <= MOST_ROUGH else min(max(value, -1), MOST_ROUGH)
+            at += step
 
     def _name(self, slot: int) -> str:
         node = self.nodes[slot]
@@ -359,6 +366,7 @@ class Fleet:
             self.gates.append([])
             self._full.append(False)
             self._first_kinds.append(-1)
+            self._totals.append([0] * 5)
             if node.name < self._last_name:
                 self._ordered = False
             self._last_name = max(self._last_name, node.name)
@@ -373,9 +381,9 @@ class Fleet:
             return
         cpu = node.cpu_milli - usage.cpu_milli if node.cpu_milli else UNTRACKED
         memory = node.memory_bytes - usage.memory_bytes if node.memory_bytes else UNTRACKED
-        at = slot * HOST_COLUMNS
-        row = array("q", (cpu, memory, *self._sums(slot, cpu), *usage.kinds))
-        self._flat_host[at : at + HOST_COLUMNS] = row
+        sums = self._sums(slot, cpu)
+        at = slot * _HOST_ROW.size
+        _HOST_ROW.pack_into(self._host_bytes, at, cpu, memory, *sums, *usage.kinds)
         full = usage.workers >= node.max_workers
         if full != self._full[slot]:
             self._full[slot] = full
@@ -463,28 +471,40 @@ class Fleet:
 
     def _summarise(self, slot: int) -> None:
         """Write the sums over a node's cards."""
+        cards = [card for card in self.cards[slot] if card]
+        milli = [card[MILLI_PLANE] for card in cards]
+        compute = sum([card[FREE_SHARE_PLANE] for card in cards])
+        vram = sum([card[FREE_SHARE_PLANE + 1] for card in cards])
+        self._totals[slot] = [sum(milli), milli.count(MILLI_CARD), compute, vram, len(cards)]
         host = self.host[slot]
         host[FREE_GPU_COLUMN:TASKS_COLUMN] = self._sums(slot, int(host[0]))
 
+    def _move_totals(self, slot: int, before: tuple[int, ...], after: tuple[int, ...]) -> None:
+        """Keep the sums over a node's cards up when one of them changes."""
+        totals = self._totals[slot]
+        old, new = before[MILLI_PLANE], after[MILLI_PLANE]
+        if old != new:
+            totals[0] += new - old
+            totals[1] += (new == MILLI_CARD) - (old == MILLI_CARD)
+        totals[2] += after[FREE_SHARE_PLANE] - before[FREE_SHARE_PLANE]
+        totals[3] += after[FREE_SHARE_PLANE + 1] - before[FREE_SHARE_PLANE + 1]
+
     def _sums(self, slot: int, cpu: int) -> tuple[int, ...]:
         """Return free thousandths, idle cards, what is usable to the typical, the kind, shares."""
-        free: list[int] = []
-        compute = vram = 0
-        for card in self.cards[slot]:
-            if card:
-                free.append(card[MILLI_PLANE])
-                compute += card[FREE_SHARE_PLANE]
-                vram += card[FREE_SHARE_PLANE + 1]
+        milli, idle, compute, vram, count = self._totals[slot]
         kind = self._first_kinds[slot]
         tasks = self._typical_tasks
-        usable = tasks.usable_by(kind, cpu, free) if tasks is not None else 0
-        return sum(free), free.count(MILLI_CARD), usable, kind, compute, vram, len(free)
+        usable = 0
+        if tasks is not None:
+            free = [card[MILLI_PLANE] for card in self.cards[slot] if card]
+            usable = tasks.usable_by(kind, cpu, free)
+        return milli, idle, usable, kind, compute, vram, count
 
     def _set_arrays(self, cells: Ints, rough: NDArray[np.int32], host: Ints) -> None:
         self.cells, self.rough, self.host = cells, rough, host
-        self._flat_cells = cells.reshape(-1).data.cast("B").cast("q")
-        self._flat_rough = rough.reshape(-1).data.cast("B").cast("i")
-        self._flat_host = host.reshape(-1).data.cast("B").cast("q")
+        self._flat_cells = cells.reshape(-1).data
+        self._flat_rough = rough.reshape(-1).data
+        self._host_bytes = host.reshape(-1).data.cast("B")
         self._lanes = rough.shape[2]
         self._headroom = cells[:, :QUANTITIES].transpose(1, 0, 2)
         self._capacity = cells[:, CAPACITY_PLANE : CAPACITY_PLANE + 2].transpose(1, 0, 2)
