@@ -18,7 +18,7 @@ export UV_NATIVE_TLS ?= 1
 UV := $(BIN)/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cluster check fix generate docs bench clean
+.PHONY: help setup demo test test-cluster native-sanitize fuzz check fix generate docs bench clean
 NATIVE_BUILD := build/native-release
 
 help: ## Show this help
@@ -53,23 +53,25 @@ demo: $(VENV)/.runtime ## Show the product on a simulated pool, in about a minut
 	@$(BIN)/tensorfusion demo $(DEMO_FLAGS)
 
 test: $(VENV)/.test ## Run every test that needs no cluster
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not cluster" $(TEST_FLAGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not cluster and not sanitize" $(TEST_FLAGS)
 
 test-cluster: $(VENV)/.test ## Run the store contract on a real kube-apiserver (built once from Go modules)
 	@cd tests && ../$(BIN)/python -m rig.binaries
 	@$(BIN)/python -m pytest -m cluster tests/contract $(TEST_FLAGS)
 
-check: $(VENV)/.dev ## Format, lint, types, layers, generated files, docs
+check: $(VENV)/.dev ## Format, lint, types, layers, C style, generated files, docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/c_style.py --check
 	$(MAKE) --no-print-directory generate-check
 	$(MAKE) --no-print-directory docs
 
 fix: $(VENV)/.dev ## Format and apply safe lint fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python tools/c_style.py
 
 generate: $(VENV)/.dev ## Write generated files: CRDs, reference pages, dashboards, rules
 	$(BIN)/python tools/generate.py
@@ -82,12 +84,32 @@ docs: $(VENV)/.dev ## Build the documentation; warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 # CMake and Ninja come from PyPI where the machine has none; a C compiler must be there.
-.PHONY: native native-if-possible wheel bench-verdict bench-laws
+.PHONY: native native-asan native-tsan native-ubsan native-if-possible wheel bench-verdict bench-laws
 CMAKE_TOOLS := PATH="$(CURDIR)/$(BIN):$$PATH"
 native: $(VENV)/.uv ## Build the limiter, the simulated driver and their programs into build/native-release
 	@command -v $${CC:-cc} >/dev/null || { echo "the native part is not built: it needs a C compiler, such as gcc or clang" >&2; exit 1; }
 	@for tool in cmake ninja; do $(CMAKE_TOOLS) command -v $$tool >/dev/null || VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet $$tool; done
 	@$(CMAKE_TOOLS) sh -c 'cmake -S native -B $(NATIVE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_MAKE_PROGRAM=$$(command -v ninja) >/dev/null && cmake --build $(NATIVE_BUILD) -- --quiet'
+
+# Each sanitizer has a build folder of its own, build/native-NAME. Undefined behaviour is the only one under which Python
+# processes can run with the limiter preloaded, so there the usual tests run.
+SANITIZERS ?= asan tsan ubsan
+UNDER_UBSAN := $(addprefix tests/native/test_,memory_cap oversold checkpoint checks_entry newer_and_older_calls bypass sharing)
+native-sanitize: native $(VENV)/.test ## Run programs under the address, thread and undefined-behaviour sanitizers
+	@for name in $(SANITIZERS); do $(MAKE) --no-print-directory native-$$name || exit 1; done
+
+native-asan native-tsan: native-%: native $(VENV)/.test
+	@$(CMAKE_TOOLS) $(BIN)/python -m pytest -n $(WORKERS) -m sanitize tests/native/test_sanitizers.py -k $* $(TEST_FLAGS)
+
+native-ubsan: native $(VENV)/.test
+	@cd native && $(CMAKE_TOOLS) cmake --preset ubsan >/dev/null
+	@TENSORFUSION_NATIVE_BUILD=$(CURDIR)/build/native-ubsan $(CMAKE_TOOLS) $(BIN)/python -m pytest -n $(WORKERS) $(addsuffix .py,$(UNDER_UBSAN)) $(TEST_FLAGS)
+
+FUZZ_SECONDS ?= 60
+FUZZ_SEED ?= 1
+fuzz: native $(VENV)/.test ## Fuzz what decodes others' bytes: FUZZ_SECONDS each, side by side
+	@cd native && $(CMAKE_TOOLS) sh -c 'cmake --preset asan >/dev/null && cmake --build ../build/native-asan --target fuzz-region nullcuda -- --quiet'
+	@$(BIN)/python tests/native/fuzz.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 
 native-if-possible: $(VENV)/.uv
 	@if command -v $${CC:-cc} >/dev/null; then $(MAKE) --no-print-directory native; \

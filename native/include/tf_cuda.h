@@ -26,8 +26,12 @@ typedef struct CUgraphEdgeData_st CUgraphEdgeData;
 typedef unsigned long long CUmemGenericAllocationHandle;
 typedef void (*CUhostFn)(void *);
 
-typedef struct { char bytes[16]; } CUuuid;
-typedef struct { char reserved[64]; } CUipcMemHandle;
+typedef struct {
+  char bytes[16];
+} CUuuid;
+typedef struct {
+  char reserved[64];
+} CUipcMemHandle;
 
 #include "tf_checkpoint.h"
 

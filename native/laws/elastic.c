@@ -9,8 +9,8 @@
 static struct bucket bucket;
 
 static void begin(const struct law_device *device) {
-  bucket = (struct bucket){
-      .target = device->share_pct / 100.0, .rate = 100, .capacity = 200, .tokens = 200, .filled = 200};
+  bucket =
+      (struct bucket){.target = device->share_pct / 100.0, .rate = 100, .capacity = 200, .tokens = 200, .filled = 200};
 }
 
 static bool take(uint64_t blocks, uint64_t threads) {

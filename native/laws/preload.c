@@ -85,7 +85,7 @@ static void *run(void *unused) {
 static void begin(void) {
   void *driver = dlopen("libcuda.so.1", RTLD_NOW), *management = dlopen("libnvidia-ml.so.1", RTLD_NOW);
   const char *share = getenv("TF_LAW_SHARE_PCT");
-  struct law_device device = {.share_pct = share ? (uint32_t)atoi(share) : 100};
+  struct law_device device = {.share_pct = share ? (uint32_t)strtoul(share, NULL, 10) : 100};
   CUresult (*attribute)(int *, int, CUdevice) = needed(driver, "cuDeviceGetAttribute");
   int sms, threads;
   pthread_t thread;
@@ -113,9 +113,9 @@ static bool taken(uint64_t blocks, uint64_t threads) {
   return now;
 }
 
-EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
-                               unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
-                               CUstream stream, void **parameters, void **extra) {
+EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                               unsigned block_y, unsigned block_z, unsigned shared_bytes, CUstream stream,
+                               void **parameters, void **extra) {
   uint64_t blocks = (uint64_t)grid_x * grid_y * grid_z, threads = blocks * block_x * block_y * block_z;
   pthread_once(&once, begin);
   while (!taken(blocks, threads)) wait_until(now_ns() + POLL_NS);

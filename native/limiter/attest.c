@@ -20,6 +20,7 @@ void tf_attest(const char *state, const char *reason) {
                         "\"layout\": %u, \"driver\": %d, \"calls_missing_in_driver\": %d}\n",
                         (int)getpid(), state, reason, *reason ? "false" : "true", *reason ? "false" : "true",
                         TF_LAYOUT_HASH, driver, missing);
+  if (length < 0 || length >= (int)sizeof text) return;
   if (snprintf(path, sizeof path, "%s/attest.%d", folder, (int)getpid()) >= (int)sizeof path) return;
   int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (file < 0) return;

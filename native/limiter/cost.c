@@ -24,7 +24,8 @@ struct tf_sample {
   CUevent start, end;
   uint64_t context;
   struct tf_cost *cost;
-  uint64_t estimate_ns, launches, begun_ns;
+  uint64_t launches, charged_ns, begun_ns;
+  uint64_t expected_ns; /* what they should take by the estimate when the sample began */
   bool closed, failed;
 };
 
@@ -120,7 +121,8 @@ static CUresult record(CUevent event, const struct tf_launch *launch) {
 void tf_note_stream(const struct tf_launch *launch) {
   static __thread char own;
   struct ring *ring = &rings[launch->row];
-  uint64_t lane = launch->per_thread && !launch->stream ? (uint64_t)(uintptr_t)&own : (uint64_t)(uintptr_t)launch->stream;
+  uint64_t lane =
+      launch->per_thread && !launch->stream ? (uint64_t)(uintptr_t)&own : (uint64_t)(uintptr_t)launch->stream;
   uint64_t before = atomic_load_explicit(&ring->lane, memory_order_relaxed);
   if (LIKELY(before == lane)) return;
   atomic_store_explicit(&ring->lane, lane, memory_order_relaxed);
@@ -141,12 +143,13 @@ struct tf_sample *tf_sample_begin(struct tf_launch *launch) {
     if (mixed) atomic_compare_exchange_strong(&ring->mixed, &mixed, mixed - 1);
     ring->tail++;
     sample->cost = launch->cost;
-    sample->estimate_ns = atomic_load(&launch->cost->estimate_ns);
     sample->launches = atomic_exchange(&launch->cost->launches, 0);
+    sample->charged_ns = atomic_exchange(&launch->cost->charged_ns, 0);
+    sample->expected_ns = atomic_load(&launch->cost->estimate_ns) * sample->launches;
     sample->begun_ns = tf_now();
     sample->closed = sample->failed = false;
     atomic_fetch_add(&launch->cost->waiting, 1);
-    atomic_fetch_add(&ring->in_flight_ns, sample->estimate_ns * sample->launches);
+    atomic_fetch_add(&ring->in_flight_ns, sample->expected_ns);
     atomic_fetch_add(&tf_ledger->states[launch->row].launches, sample->launches);
   }
   pthread_mutex_unlock(&ring->lock);
@@ -199,9 +202,7 @@ static void learn(struct tf_cost *cost, uint64_t measured, bool contended, bool 
   if (atomic_load(&cost->samples) < UINT32_MAX) atomic_fetch_add(&cost->samples, 1);
 }
 
-bool tf_others_run(int row) {
-  return atomic_load(&tf_ledger->states[row].contended) || tf_view()->rows[row].contended;
-}
+bool tf_others_run(int row) { return atomic_load(&tf_ledger->states[row].contended) || tf_view()->rows[row].contended; }
 
 bool tf_streams_mix(int row) { return atomic_load(&rings[row].mixed) > 0; }
 
@@ -231,6 +232,7 @@ static void read_sample(struct ring *ring, int row, struct tf_sample *sample) {
   float taken_ms = 0;
   if (sample->failed || REAL(cuEventElapsedTime)(&taken_ms, sample->start, sample->end) || taken_ms < 0) return;
   uint64_t measured = (uint64_t)((double)taken_ms * 1e6), launches = sample->launches;
+  tf_uncharged_over(row, sample->begun_ns);
   ring->passed_ns += since_mark(ring, sample, measured * launches);
   /* A launch may wait for another between its events: of another worker, another process of this one, or another
    * stream. */
@@ -244,7 +246,7 @@ static void read_sample(struct ring *ring, int row, struct tf_sample *sample) {
   ring->passed_ns -= together < ring->passed_ns ? together : ring->passed_ns;
   /* Streams end out of order, so what one sample leaves of the time counts for the next, but not idle time. */
   if (ring->passed_ns > CARRY_NS) ring->passed_ns = CARRY_NS;
-  tf_correct(row, (int64_t)together - (int64_t)(sample->estimate_ns * launches), sample->begun_ns);
+  tf_correct(row, (int64_t)together - (int64_t)sample->charged_ns, sample->begun_ns);
   tf_note_length(&tf_ledger->states[row], settled);
 }
 
@@ -257,7 +259,7 @@ bool tf_harvest(int row) {
     if (!sample->closed || (!sample->failed && REAL(cuEventQuery)(sample->end) == CUDA_ERROR_NOT_READY)) break;
     read_sample(ring, row, sample);
     atomic_fetch_sub(&sample->cost->waiting, 1);
-    atomic_fetch_sub(&ring->in_flight_ns, sample->estimate_ns * sample->launches);
+    atomic_fetch_sub(&ring->in_flight_ns, sample->expected_ns);
     ring->head++;
   }
   bool any = ring->head < ring->tail;

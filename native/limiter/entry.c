@@ -84,7 +84,7 @@ void tf_replace(const char *name, void **address, int version, uint64_t flags) {
       *address = (void *)hook->address;
       return;
     }
-    if (strcmp(hook->base, name)) continue;
+    if (strcmp(hook->base, name) != 0) continue;
     bool own = (flags & CU_GET_PROC_ADDRESS_PER_THREAD) != 0;
     if (hook->since <= version && (!hook->per_thread || own) &&
         (!chosen || hook->since > chosen->since || (hook->since == chosen->since && hook->per_thread)))
@@ -93,4 +93,3 @@ void tf_replace(const char *name, void **address, int version, uint64_t flags) {
   /* The driver gave an address that it does not export: by the rules of the table it is this function. */
   if (chosen) *address = (void *)chosen->address;
 }
-

@@ -9,9 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "limiter.h"
+
+#define LOCK_PATIENCE_S 2 /* whoever lives holds it for microseconds */
 
 _Static_assert(offsetof(struct tf_device_use, wanted_bytes) == TF_CLASSES * sizeof(uint64_t), "one word per class");
 
@@ -19,29 +22,53 @@ static uint64_t *word(struct tf_process *process, int row, enum tf_class class) 
   return &((uint64_t *)&process->devices[row])[class];
 }
 
-void tf_sum_again(void) {
+void tf_sum_again(struct tf_ledger *ledger) {
   for (uint32_t row = 0; row < TF_DEVICES; row++) {
     uint64_t total = 0, spilled = 0, wanted = 0;
     for (uint32_t i = 0; i < TF_PROCESSES; i++) {
-      struct tf_process *process = &tf_ledger->processes[i];
+      struct tf_process *process = &ledger->processes[i];
       if (!atomic_load(&process->pid)) continue;
       for (int class = 0; class < TF_CLASSES; class++) total += *word(process, (int)row, (enum tf_class)class);
       spilled += process->devices[row].spilled_bytes;
       wanted += process->devices[row].wanted_bytes;
     }
-    atomic_store(&tf_ledger->states[row].used_bytes, total);
-    atomic_store(&tf_ledger->states[row].spilled_bytes, spilled);
-    atomic_store(&tf_ledger->states[row].wanted_bytes, wanted);
+    atomic_store(&ledger->states[row].used_bytes, total);
+    atomic_store(&ledger->states[row].spilled_bytes, spilled);
+    atomic_store(&ledger->states[row].wanted_bytes, wanted);
   }
 }
 
 void tf_ledger_lock(void) {
   if (pthread_mutex_lock(&tf_ledger->lock) != EOWNERDEAD) return;
-  tf_sum_again();
+  tf_sum_again(tf_ledger);
   pthread_mutex_consistent(&tf_ledger->lock);
 }
 
 void tf_ledger_unlock(void) { pthread_mutex_unlock(&tf_ledger->lock); }
+
+/* The C library aborts over a mutex of no kind that it knows, and one whose holder went with the machine that it ran on
+ * is never given up: nobody was left to note that. */
+const char *tf_ledger_problem(struct tf_ledger *ledger) {
+  pthread_mutexattr_t robust;
+  pthread_mutex_t model;
+  pthread_mutexattr_init(&robust);
+  pthread_mutexattr_setpshared(&robust, PTHREAD_PROCESS_SHARED);
+  pthread_mutexattr_setrobust(&robust, PTHREAD_MUTEX_ROBUST);
+  pthread_mutex_init(&model, &robust);
+  if (ledger->lock.__data.__kind != model.__data.__kind || ledger->sampler.__data.__kind != model.__data.__kind)
+    return "ledger: its locks are none";
+  struct timespec until;
+  clock_gettime(CLOCK_REALTIME, &until);
+  until.tv_sec += LOCK_PATIENCE_S;
+  int result = pthread_mutex_timedlock(&ledger->lock, &until);
+  if (result == ETIMEDOUT || result == ENOTRECOVERABLE) return "ledger: its lock is held by nobody";
+  if (result == EOWNERDEAD) {
+    tf_sum_again(ledger);
+    pthread_mutex_consistent(&ledger->lock);
+  }
+  pthread_mutex_unlock(&ledger->lock);
+  return NULL;
+}
 
 uint64_t tf_pid_namespace(void) {
   struct stat status;
@@ -60,7 +87,7 @@ void tf_recover_dead(void) {
     if (atomic_load(&slot->pid) == pid && slot->start_ticks == start) {
       memset(slot->devices, 0, sizeof slot->devices);
       atomic_store(&slot->pid, 0);
-      tf_sum_again();
+      tf_sum_again(tf_ledger);
       atomic_fetch_add(&tf_ledger->recovered, 1);
     }
     tf_ledger_unlock();

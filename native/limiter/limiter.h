@@ -33,10 +33,14 @@ void tf_wake(void);                         /* ends the waits of all processes o
 void tf_replace(const char *name, void **address, int version, uint64_t flags);
 
 /* region.c: the worker's files. */
+struct tf_row { /* a device_limit; atomic, since an old copy is written anew while a slow reader may still be at it */
+  char uuid[sizeof((struct tf_device_limit *)0)->uuid]; /* of a row of a worker always the same */
+  _Atomic uint64_t vram_bytes, context_bytes, spill_bytes, measured_busy_ns, measured_at_ns;
+  _Atomic uint32_t compute_ppm, contended;
+};
 struct tf_view {
-  uint32_t device_count, policy, heartbeat_needed, full_policy, full_wait_ms;
-  uint32_t reserved; /* zero: the checksum runs over it */
-  struct tf_device_limit rows[TF_DEVICES];
+  _Atomic uint32_t device_count, policy, heartbeat_needed, full_policy, full_wait_ms;
+  struct tf_row rows[TF_DEVICES];
 };
 enum tf_mode { TF_UNKNOWN = 0, TF_OFF, TF_ATTACHED, TF_BROKEN };
 extern struct tf_ledger *tf_ledger;
@@ -52,17 +56,14 @@ extern const _Atomic uint32_t *_Atomic tf_gate_word;
 extern _Atomic uint32_t tf_gate_value;
 static inline bool tf_gate_is_open(void) {
   const _Atomic uint32_t *word = atomic_load_explicit(&tf_gate_word, memory_order_relaxed);
-  return atomic_load_explicit(word, memory_order_relaxed) ==
-         atomic_load_explicit(&tf_gate_value, memory_order_relaxed);
+  return atomic_load_explicit(word, memory_order_relaxed) == atomic_load_explicit(&tf_gate_value, memory_order_relaxed);
 }
 bool tf_owner_is_silent(const struct tf_view *view);
 bool tf_refused(void);                      /* closed policy and a fault of ours: hold work back. Counts either way */
 void tf_region_after_fork(void);
 
 /* ledger.c: bytes by class. */
-enum tf_class {
-  TF_PLAIN, TF_MANAGED, TF_POOL, TF_PHYSICAL, TF_ARRAY, TF_CONTEXT, TF_GRAPH, TF_SPILLED, TF_CLASSES
-};
+enum tf_class { TF_PLAIN, TF_MANAGED, TF_POOL, TF_PHYSICAL, TF_ARRAY, TF_CONTEXT, TF_GRAPH, TF_SPILLED, TF_CLASSES };
 CUresult tf_reserve(int row, enum tf_class class, uint64_t bytes); /* out of memory at the cap */
 void tf_release(int row, enum tf_class class, uint64_t bytes);
 bool tf_spill_reserve(int row, enum tf_class class, uint64_t bytes); /* reserved bytes become spilled ones */
@@ -72,7 +73,8 @@ uint64_t tf_used(int row);
 void tf_ledger_lock(void);
 void tf_ledger_unlock(void);
 void tf_recover_dead(void);
-void tf_sum_again(void);                    /* lock held: the sums from the processes' rows */
+void tf_sum_again(struct tf_ledger *ledger); /* lock held: the sums from the processes' rows */
+const char *tf_ledger_problem(struct tf_ledger *ledger); /* why its locks cannot be used, or NULL */
 uint64_t tf_pid_namespace(void);
 
 /* oversold.c: the card is full although the worker is within its cap. */
@@ -82,12 +84,12 @@ struct tf_full {
 };
 /* After each attempt: whether to make the next one. It has waited by then. False ends it. */
 bool tf_full_again(struct tf_full *full, int row, enum tf_class class, uint64_t bytes, CUresult result);
-#define TF_PATIENTLY(result, row, class, bytes, call)                        \
-  do {                                                                       \
-    struct tf_full full_ = {0};                                              \
-    do (result) = (call);                                                    \
-    while ((result) && tf_full_again(&full_, row, class, bytes, result));    \
-    if (full_.started_ns) tf_full_over(&full_, row, bytes);                  \
+#define TF_PATIENTLY(result, row, class, bytes, call)                     \
+  do {                                                                    \
+    struct tf_full full_ = {0};                                           \
+    do (result) = (call);                                                 \
+    while ((result) && tf_full_again(&full_, row, class, bytes, result)); \
+    if (full_.started_ns) tf_full_over(&full_, row, bytes);               \
   } while (0)
 void tf_full_over(struct tf_full *full, int row, uint64_t bytes);
 bool tf_spills(int row, CUresult result);   /* what failed so may go to host memory */
@@ -127,16 +129,21 @@ static inline void tf_note_length(struct tf_device_state *state, uint64_t device
   if (longest > atomic_load(&state->longest_us)) atomic_store(&state->longest_us, longest);
 }
 void tf_rescale(const struct tf_view *view);
+bool tf_uncharged_queued(int row);          /* work from before there was a limit may be ahead of what is launched */
+bool tf_uncharged_measured(int row);        /* or in what is measured */
+void tf_uncharged_over(int row, uint64_t begun_ns); /* a sample of that time has ended */
 
 /* cost.c: what launches cost, learned from events around some of them. */
 struct tf_cost {
   _Atomic uint64_t key;
   _Atomic uint64_t estimate_ns;
-  uint64_t low_ns, previous_low_ns;         /* least of this and the previous window of samples */
-  uint64_t surprise_ns;                     /* least of the samples in a row that were far above */
-  uint32_t window, surprises;
+  /* Written under the lock of a ring; atomic, since launches look at them and a graph's end resets them. */
+  _Atomic uint64_t low_ns, previous_low_ns; /* least of this and the previous window of samples */
+  _Atomic uint64_t surprise_ns;             /* least of the samples in a row that were far above */
+  _Atomic uint32_t window, surprises;
   _Atomic uint32_t samples, waiting;        /* harvested; under way */
   _Atomic uint32_t launches;                /* since the last sample */
+  _Atomic uint64_t charged_ns;              /* for them, each by the estimate of its time */
 };
 struct tf_cost *tf_cost_of(uint64_t key, uint64_t blocks);
 void tf_cost_forget(uint64_t key);

@@ -249,8 +249,8 @@ static CUresult reserve_array(uint64_t bytes, int *row) {
 
 TF_EXPORT CUresult cuArrayCreate_v2(CUarray *array, const CUDA_ARRAY_DESCRIPTOR *shape) {
   if (!shape) return REAL(cuArrayCreate_v2)(array, shape);
-  CUDA_ARRAY3D_DESCRIPTOR full = {.Width = shape->Width, .Height = shape->Height, .Format = shape->Format,
-                                  .NumChannels = shape->NumChannels};
+  CUDA_ARRAY3D_DESCRIPTOR full = {
+      .Width = shape->Width, .Height = shape->Height, .Format = shape->Format, .NumChannels = shape->NumChannels};
   int row;
   uint64_t bytes = tf_array_bytes(&full, 0);
   CUresult result = reserve_array(bytes, &row);
@@ -319,8 +319,7 @@ TF_EXPORT CUresult cuCtxCreate_v2(CUcontext *context, unsigned flags, CUdevice d
   return settle(result, &contexts, result ? 0 : (uint64_t)(uintptr_t)*context, TF_CONTEXT, row, bytes, 0);
 }
 
-TF_EXPORT CUresult cuCtxCreate_v3(CUcontext *context, void *affinity, int affinities, unsigned flags,
-                                  CUdevice device) {
+TF_EXPORT CUresult cuCtxCreate_v3(CUcontext *context, void *affinity, int affinities, unsigned flags, CUdevice device) {
   int row = tf_row_of_device(device);
   uint64_t bytes = context_bytes(row);
   CUresult result = tf_reserve(row, TF_CONTEXT, bytes);

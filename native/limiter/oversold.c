@@ -56,8 +56,7 @@ void tf_full_over(struct tf_full *full, int row, uint64_t bytes) {
 }
 
 bool tf_spills(int row, CUresult result) {
-  return result == CUDA_ERROR_OUT_OF_MEMORY && row != TF_NO_ROW && tf_self() &&
-         tf_view()->full_policy == TF_FULL_SPILL;
+  return result == CUDA_ERROR_OUT_OF_MEMORY && row != TF_NO_ROW && tf_self() && tf_view()->full_policy == TF_FULL_SPILL;
 }
 
 CUresult tf_spill(CUdeviceptr *address, uint64_t bytes, int row, enum tf_class *class) {

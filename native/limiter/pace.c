@@ -14,10 +14,11 @@
 #define UNKNOWN_WAIT_NS 100000000ull
 #define PATIENCE_NS 2000000ull      /* by the next turn the first launch of the one before should have ended */
 #define LOOK_AGAIN_NS 50000000ull
+#define MEASURED_WITHIN_NS 300000000ull /* what ended is in the next measurement by then */
 
-
-static uint32_t share_of(const struct tf_device_limit *row) {
-  return row->compute_ppm && row->compute_ppm < TF_WHOLE_DEVICE_PPM ? row->compute_ppm : TF_WHOLE_DEVICE_PPM;
+static uint32_t share_of(const struct tf_row *row) {
+  uint32_t share = atomic_load_explicit(&row->compute_ppm, memory_order_relaxed);
+  return share && share < TF_WHOLE_DEVICE_PPM ? share : TF_WHOLE_DEVICE_PPM;
 }
 
 static uint32_t trim_of(const struct tf_device_state *state) {
@@ -27,6 +28,20 @@ static uint32_t trim_of(const struct tf_device_state *state) {
 
 /* Device time that this process has reserved and not yet used. */
 static _Atomic int64_t allowances[TF_DEVICES];
+
+/* What a process launched before it had a limit was not charged, and may be queued for long. Until when charges say
+ * less than what is measured; for ever, as long as no sample has ended that was begun since. */
+static _Atomic uint64_t uncharged_until_ns[TF_DEVICES], limited_since_ns[TF_DEVICES];
+static _Atomic uint32_t shares[TF_DEVICES]; /* as this process had them last */
+
+bool tf_uncharged_queued(int row) { return atomic_load(&uncharged_until_ns[row]) == UINT64_MAX; }
+
+bool tf_uncharged_measured(int row) { return tf_now() < atomic_load(&uncharged_until_ns[row]); }
+
+void tf_uncharged_over(int row, uint64_t begun_ns) {
+  if (LIKELY(!tf_uncharged_queued(row)) || begun_ns < atomic_load(&limited_since_ns[row])) return;
+  atomic_store(&uncharged_until_ns[row], tf_now() + MEASURED_WITHIN_NS);
+}
 
 /* Moves the word by `wall_ns` and returns where it was. What was earned before `since_ns` and not used is lost, but for
  * a small credit; debt is bounded too. */
@@ -55,12 +70,16 @@ void tf_rescale(const struct tf_view *view) {
   for (uint32_t i = 0; i < view->device_count; i++) {
     struct tf_device_state *state = &tf_ledger->states[i];
     uint32_t share = share_of(&view->rows[i]), before = atomic_exchange(&state->share_ppm, share);
+    if (atomic_exchange(&shares[i], share) == TF_WHOLE_DEVICE_PPM && share < TF_WHOLE_DEVICE_PPM) {
+      atomic_store(&limited_since_ns[i], tf_now());
+      atomic_store(&uncharged_until_ns[i], UINT64_MAX);
+    }
     if (!before || before == share) continue;
     /* A debt stays the same in device time. */
     uint64_t now = tf_now(), ready = atomic_load(&state->ready_at_ns);
-    while (ready > now && !atomic_compare_exchange_weak(
-                              &state->ready_at_ns, &ready,
-                              now + (uint64_t)((double)(ready - now) * before / share))) continue;
+    while (ready > now && !atomic_compare_exchange_weak(&state->ready_at_ns, &ready,
+                                                        now + (uint64_t)((double)(ready - now) * before / share)))
+      continue;
   }
 }
 
@@ -94,12 +113,13 @@ static void wait_for_samples(struct tf_launch *launch) {
     /* What takes much longer than it was charged for is a new phase: its length must be known before more of it goes.
      * With others at work, their launches may be what it waits for; one of several streams may wait for a copy. */
     uint64_t patience = tf_streams_mix(launch->row) ? WINDOW_NS : PATIENCE_NS;
-    bool late = age > patience + 2 * estimate && !tf_others_run(launch->row);
+    bool late = age > patience + 2 * estimate && !tf_others_run(launch->row) && !tf_uncharged_queued(launch->row);
     if (!any || (!unknown && !late && flying <= window)) return;
     if (now - start > (unknown ? UNKNOWN_WAIT_NS : WINDOW_WAIT_NS)) {
       /* It has been under way so long, so it costs at least that; or one of those before it does, by equal shares. */
       if (late && !unknown) age /= flying / (estimate ? estimate : 1) + 1;
-      if ((unknown || late) && age > estimate) atomic_store(&launch->cost->estimate_ns, age);
+      if (((unknown && !tf_uncharged_queued(launch->row)) || late) && age > estimate)
+        atomic_store(&launch->cost->estimate_ns, age);
       return;
     }
     tf_wait_until(now + step);
@@ -122,6 +142,8 @@ static CUresult refuse_or_wait(void) {
 static bool spend(int row, uint64_t estimate, uint32_t share) {
   int64_t left = atomic_fetch_sub(&allowances[row], (int64_t)estimate) - (int64_t)estimate;
   if (LIKELY(left >= 0)) return false;
+  /* Asked once a turn: a launch in between is worth no look at the clock, and ends with what was reserved. */
+  if (tf_owner_is_silent(tf_view())) refuse_or_wait();
   struct tf_device_state *state = &tf_ledger->states[row];
   uint64_t quantum = QUANTUM_NS * share / TF_WHOLE_DEVICE_PPM;
   uint64_t wanted = estimate > quantum ? estimate : quantum;
@@ -144,6 +166,7 @@ static void admit(struct tf_launch *launch, const struct tf_view *view, uint64_t
     wait_for_samples(launch);
   }
   launch->estimate_ns = atomic_load_explicit(&cost->estimate_ns, memory_order_relaxed);
+  atomic_fetch_add_explicit(&cost->charged_ns, launch->estimate_ns, memory_order_relaxed);
   bool first = spend(launch->row, launch->estimate_ns, share_of(&view->rows[launch->row]));
   if (first) wait_for_samples(launch);
   /* The first launch of a turn finds the device free of our own work, so it does not wait between its events. */
@@ -157,11 +180,8 @@ CUresult tf_admit(struct tf_launch *launch, uint64_t key, uint64_t blocks, CUstr
   if (!view) return tf_attach() == TF_BROKEN ? refuse_or_wait() : CUDA_SUCCESS;
   int row = tf_current_row();
   if (row == TF_NO_ROW) return CUDA_SUCCESS;
-  if (view->heartbeat_needed && tf_owner_is_silent(view)) {
-    CUresult result = refuse_or_wait();
-    if (result) return result;
-  }
-  if (share_of(&view->rows[row]) == TF_WHOLE_DEVICE_PPM || tf_is_capturing(stream, per_thread)) return CUDA_SUCCESS;
+  if (share_of(&view->rows[row]) == TF_WHOLE_DEVICE_PPM || tf_is_capturing(stream, per_thread))
+    return view->policy == TF_POLICY_CLOSED && tf_owner_is_silent(view) ? refuse_or_wait() : CUDA_SUCCESS;
   launch->row = row;
   launch->stream = stream;
   launch->per_thread = per_thread;

@@ -8,7 +8,8 @@
 struct pool {
   CUmemoryPool handle;
   int row;
-  uint64_t used, reserved, threshold;
+  uint64_t used, reserved;
+  _Atomic uint64_t threshold;
   struct pool *next;
 };
 
@@ -26,12 +27,17 @@ static struct pool *find(CUmemoryPool handle) {
   return pool;
 }
 
-/* Lock held. */
+/* Lock held. A destroyed pool's record serves again once nothing of it is left. */
 static struct pool *find_or_add(CUmemoryPool handle, int row) {
   struct pool *pool = find(handle);
-  if (pool || !(pool = calloc(1, sizeof *pool))) return pool;
+  if (pool) return pool;
+  for (pool = pools; pool && (pool->handle || pool->used || pool->reserved);) pool = pool->next;
+  bool had = pool;
+  if (!had && !(pool = calloc(1, sizeof *pool))) return NULL;
   pool->handle = handle;
   pool->row = row;
+  pool->threshold = 0;
+  if (had) return pool;
   pool->next = pools;
   return pools = pool;
 }
@@ -183,7 +189,9 @@ TF_EXPORT CUresult cuMemPoolDestroy(CUmemoryPool handle) {
   CUresult result = REAL(cuMemPoolDestroy)(handle);
   if (!pool) return result;
   if (result) {
+    pthread_mutex_lock(&lock);
     pool->handle = handle;
+    pthread_mutex_unlock(&lock);
     return result;
   }
   pool->threshold = 0;

@@ -26,7 +26,7 @@ struct wanted {
 };
 
 /* Symbols of a loaded object, read from its own tables: no loader function is called that could be replaced. */
-static void scan(const struct dl_phdr_info *info, const ElfW(Dyn) *dynamic, struct wanted *wanted, int count) {
+static void scan(const struct dl_phdr_info *info, const ElfW(Dyn) * dynamic, struct wanted *wanted, int count) {
   const ElfW(Sym) *symbols = NULL;
   const char *strings = NULL;
   const uint32_t *hash = NULL;
@@ -57,7 +57,8 @@ static int visit(struct dl_phdr_info *info, size_t size, void *context) {
   const char *name = info->dlpi_name ? strrchr(info->dlpi_name, '/') : NULL;
   name = name ? name + 1 : info->dlpi_name;
   /* libdl carries them before glibc 2.34. */
-  if (!name || (strncmp(name, "libc.so", 7) && strncmp(name, "libdl.so", 8) && strncmp(name, "libc-2", 6))) return 0;
+  bool carrier = name && (!strncmp(name, "libc.so", 7) || !strncmp(name, "libdl.so", 8) || !strncmp(name, "libc-2", 6));
+  if (!carrier) return 0;
   for (int i = 0; i < info->dlpi_phnum; i++)
     if (info->dlpi_phdr[i].p_type == PT_DYNAMIC)
       scan(info, (const ElfW(Dyn) *)(info->dlpi_addr + info->dlpi_phdr[i].p_vaddr), context, 2);
@@ -104,7 +105,7 @@ static void *load(const char *variable, const char *fallback, const char *prefix
   const char *path = getenv(variable);
   void *library = dlopen(path ? path : fallback, RTLD_LAZY | RTLD_LOCAL);
   for (int i = 0; i < REAL_COUNT; i++) {
-    if (strncmp(names[i], prefix, strlen(prefix))) continue;
+    if (strncmp(names[i], prefix, strlen(prefix)) != 0) continue;
     void *address = library ? tf_real_dlsym(library, names[i]) : NULL;
     tf_real_table[i] = address ? address : missing;
   }
@@ -120,7 +121,9 @@ static void load_driver(void) {
   }
 }
 
-static void load_management(void) { load("TENSORFUSION_NVML_LIBRARY", "libnvidia-ml.so.1", "nvml", (void *)missing_in_management); }
+static void load_management(void) {
+  load("TENSORFUSION_NVML_LIBRARY", "libnvidia-ml.so.1", "nvml", (void *)missing_in_management);
+}
 
 void tf_load_driver(void) {
   static pthread_once_t once = PTHREAD_ONCE_INIT;

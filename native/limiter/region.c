@@ -15,6 +15,10 @@
 /* An owner that gives no sign for so long is a fault, where a heartbeat is asked for. */
 #define SILENT_NS 2500000000ull
 #define ORDINALS 64
+#define ATTACH_ATTEMPTS 100 /* with a yield after each: the owner may be kept from running in the middle of a write */
+#define RELOAD_ATTEMPTS 5
+#define BAD_NS 1000000000ull
+#define RELOAD_PAUSE_NS 1000000ull
 
 struct tf_ledger *tf_ledger;
 const struct tf_limits *tf_limits;
@@ -35,33 +39,66 @@ static const _Atomic uint32_t no_worker;
 const _Atomic uint32_t *_Atomic tf_gate_word = &no_worker;
 _Atomic uint32_t tf_gate_value = GATE_SHUT;
 
-static uint64_t checksum(const struct tf_view *view) {
+/* What the checksum runs over: the head and the rows in use. */
+struct content {
+  uint32_t device_count, policy, heartbeat_needed, full_policy, full_wait_ms, zero;
+  struct tf_device_limit rows[TF_DEVICES];
+};
+
+static uint64_t checksum(const struct content *content) {
   /* FNV-1a, 64 bit (Fowler, Noll, Vo): catches a torn or foreign write; it is no protection from an attacker. */
   uint64_t hash = 0xcbf29ce484222325ull;
-  size_t length = offsetof(struct tf_view, rows) + view->device_count * sizeof view->rows[0];
-  for (size_t i = 0; i < length; i++) hash = (hash ^ ((const unsigned char *)view)[i]) * 0x100000001b3ull;
+  size_t length = offsetof(struct content, rows) + content->device_count * sizeof content->rows[0];
+  for (size_t i = 0; i < length; i++) hash = (hash ^ ((const unsigned char *)content)[i]) * 0x100000001b3ull;
   return hash;
 }
 
+static bool read_content(struct content *content) {
+  *content = (struct content){
+      .device_count = tf_limits->device_count,
+      .policy = tf_limits->policy,
+      .heartbeat_needed = tf_limits->heartbeat_needed,
+      .full_policy = tf_limits->full_policy,
+      .full_wait_ms = tf_limits->full_wait_ms,
+  };
+  if (content->device_count > TF_DEVICES) return false;
+  memcpy(content->rows, tf_limits->devices, content->device_count * sizeof content->rows[0]);
+  return tf_limits->checksum == checksum(content);
+}
+
+static void fill(struct tf_view *view, const struct content *content) {
+  view->device_count = content->device_count;
+  view->policy = content->policy;
+  view->heartbeat_needed = content->heartbeat_needed;
+  view->full_policy = content->full_policy;
+  view->full_wait_ms = content->full_wait_ms;
+  for (uint32_t i = 0; i < content->device_count; i++) {
+    const struct tf_device_limit *from = &content->rows[i];
+    struct tf_row *to = &view->rows[i];
+    if (strncmp(to->uuid, from->uuid, sizeof to->uuid - 1) != 0) memcpy(to->uuid, from->uuid, sizeof to->uuid - 1);
+    to->vram_bytes = from->vram_bytes;
+    to->context_bytes = from->context_bytes;
+    to->spill_bytes = from->spill_bytes;
+    to->compute_ppm = from->compute_ppm;
+    to->contended = from->contended;
+    to->measured_busy_ns = from->measured_busy_ns;
+    to->measured_at_ns = from->measured_at_ns;
+  }
+}
+
 /* One consistent copy of the limits, or false. */
-static bool copy_limits(struct tf_view *view, uint32_t *sequence) {
-  for (int attempt = 0; attempt < 100; attempt++) {
+static bool copy_limits(struct tf_view *view, uint32_t *sequence, int attempts) {
+  struct content content;
+  for (int wrong = 0; attempts && wrong < 3; attempts--) {
     *sequence = atomic_load(&tf_limits->sequence);
-    memset(view, 0, sizeof *view);
-    view->device_count = tf_limits->device_count;
-    view->policy = tf_limits->policy;
-    view->heartbeat_needed = tf_limits->heartbeat_needed;
-    view->full_policy = tf_limits->full_policy;
-    view->full_wait_ms = tf_limits->full_wait_ms;
-    if (view->device_count <= TF_DEVICES) {
-      memcpy(view->rows, tf_limits->devices, view->device_count * sizeof view->rows[0]);
-      uint64_t told = tf_limits->checksum;
-      atomic_thread_fence(memory_order_acquire);
-      if (!(*sequence & 1) && *sequence == atomic_load(&tf_limits->sequence) && told == checksum(view)) {
-        for (uint32_t i = 0; i < view->device_count; i++) view->rows[i].uuid[sizeof view->rows[i].uuid - 1] = 0;
-        return true;
-      }
+    bool sound = read_content(&content);
+    atomic_thread_fence(memory_order_acquire);
+    bool still = !(*sequence & 1) && *sequence == atomic_load(&tf_limits->sequence);
+    if (still && sound) {
+      fill(view, &content);
+      return true;
     }
+    wrong += still; /* nobody writes, so it will not get better */
     sched_yield();
   }
   return false;
@@ -69,29 +106,41 @@ static bool copy_limits(struct tf_view *view, uint32_t *sequence) {
 
 /* Opens the gate for launches until the limits change, if these hold none of them back. */
 static void set_gate(const struct tf_view *view, uint32_t sequence) {
-  bool open = !view->heartbeat_needed;
+  /* Under the open policy a silent owner would change nothing for launches that are not limited anyway. */
+  bool open = !view->heartbeat_needed || view->policy != TF_POLICY_CLOSED;
   for (uint32_t i = 0; i < view->device_count; i++)
     if (view->rows[i].compute_ppm && view->rows[i].compute_ppm < TF_WHOLE_DEVICE_PPM) open = false;
   atomic_store(&tf_gate_value, open ? sequence : GATE_SHUT);
 }
 
+/* Once per second that they stay so: an owner may be kept from running in the middle of a write. */
+static void note_bad_limits(uint64_t now, bool bad) {
+  static uint64_t since;
+  if (!bad) since = 0;
+  else if (!since) since = now;
+  else if (now - since >= BAD_NS) {
+    since = now;
+    atomic_fetch_add(&tf_ledger->bad_limits, 1);
+  }
+}
+
 static void reload(void) {
+  static uint64_t again_at;
   if (pthread_mutex_trylock(&reload_lock)) return; /* somebody is at it; the old limits hold for a moment longer */
-  const struct tf_view *now = atomic_load(&current);
-  struct tf_view *next = now == &views[0] ? &views[1] : &views[0];
+  struct tf_view *next = atomic_load(&current) == &views[0] ? &views[1] : &views[0];
   uint32_t sequence;
-  if (copy_limits(next, &sequence)) {
+  uint64_t now = tf_now();
+  if (now < again_at) {
+    /* Of an owner that died while it wrote there is nothing to be had: not every call shall find that out. */
+  } else if (copy_limits(next, &sequence, RELOAD_ATTEMPTS)) {
     atomic_store(&current, next);
     atomic_store(&seen_sequence, sequence);
     tf_rescale(next);
     set_gate(next, sequence);
+    note_bad_limits(now, false);
   } else {
-    static uint64_t told_at;
-    uint64_t moment = tf_now();
-    if (moment - told_at > 1000000000ull) {
-      told_at = moment;
-      atomic_fetch_add(&tf_ledger->bad_limits, 1);
-    }
+    again_at = now + RELOAD_PAUSE_NS;
+    note_bad_limits(now, true);
   }
   pthread_mutex_unlock(&reload_lock);
 }
@@ -104,40 +153,52 @@ const struct tf_view *tf_view(void) {
   return atomic_load_explicit(&current, memory_order_acquire);
 }
 
-static const char *map_file(const char *folder, const char *name, size_t bytes, bool writable, void **memory) {
+/* NULL, and why. */
+static void *map_file(const char *folder, const char *name, size_t bytes, bool writable, const char **problem) {
+  static __thread char text[128];
   char path[4096];
-  if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path) return "path is too long";
-  int file = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
-  if (file < 0) return strerror(errno);
   struct stat status;
-  const char *problem = NULL;
-  if (fstat(file, &status) || (uint64_t)status.st_size < bytes) problem = "file is shorter than its layout";
-  else {
-    *memory = mmap(NULL, bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, file, 0);
-    if (*memory == MAP_FAILED) problem = strerror(errno);
+  *problem = "path is too long";
+  if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path) return NULL;
+  int file = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+  void *memory = MAP_FAILED;
+  *problem = "file is shorter than its layout";
+  if (file >= 0 && !fstat(file, &status) && (uint64_t)status.st_size >= bytes) {
+    memory = mmap(NULL, bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, file, 0);
+    *problem = NULL;
   }
-  close(file);
-  return problem;
+  if (file < 0 || (!*problem && memory == MAP_FAILED)) *problem = strerror_r(errno, text, sizeof text);
+  if (file >= 0) close(file);
+  return memory == MAP_FAILED ? NULL : memory;
+}
+
+static const char *other_layout(const struct tf_limits *limits, const struct tf_ledger *ledger) {
+  if (limits->magic != TF_LIMITS_MAGIC) return "limits: not a limits file";
+  if (ledger->magic != TF_LEDGER_MAGIC) return "ledger: not a ledger file";
+  if (limits->version != TF_LAYOUT_VERSION || ledger->version != TF_LAYOUT_VERSION)
+    return "the layout has another version";
+  if (limits->layout_hash != TF_LAYOUT_HASH || ledger->layout_hash != TF_LAYOUT_HASH)
+    return "the layout was built from another declaration";
+  return NULL;
 }
 
 static const char *open_region(const char *folder) {
-  void *limits = NULL, *ledger = NULL;
-  const char *problem = map_file(folder, "limits", sizeof(struct tf_limits), false, &limits);
-  if (!problem) problem = map_file(folder, "ledger", sizeof(struct tf_ledger), true, &ledger);
-  if (problem) return problem;
+  const char *problem;
+  uint32_t sequence = 0;
+  void *limits = map_file(folder, "limits", sizeof(struct tf_limits), false, &problem);
+  void *ledger = limits ? map_file(folder, "ledger", sizeof(struct tf_ledger), true, &problem) : NULL;
+  if (ledger) problem = other_layout(limits, ledger);
+  if (!problem) problem = tf_ledger_problem(ledger);
   tf_limits = limits;
-  const struct tf_ledger *opened = ledger;
-  if (tf_limits->magic != TF_LIMITS_MAGIC) return "limits: not a limits file";
-  if (opened->magic != TF_LEDGER_MAGIC) return "ledger: not a ledger file";
-  if (tf_limits->version != TF_LAYOUT_VERSION || opened->version != TF_LAYOUT_VERSION)
-    return "the layout has another version";
-  if (tf_limits->layout_hash != TF_LAYOUT_HASH || opened->layout_hash != TF_LAYOUT_HASH)
-    return "the layout was built from another declaration";
+  if (!problem && !copy_limits(&views[0], &sequence, ATTACH_ATTEMPTS)) problem = "limits: checksum does not match";
+  if (problem) {
+    tf_limits = NULL;
+    if (limits) munmap(limits, sizeof(struct tf_limits));
+    if (ledger) munmap(ledger, sizeof(struct tf_ledger));
+    return problem;
+  }
   tf_ledger = ledger;
-  struct tf_view *first = &views[0];
-  uint32_t sequence;
-  if (!copy_limits(first, &sequence)) return "limits: checksum does not match";
-  atomic_store(&current, first);
+  atomic_store(&current, &views[0]);
   atomic_store(&seen_sequence, sequence);
   return NULL;
 }
@@ -148,7 +209,7 @@ static void leave(void) {
   tf_ledger_lock();
   memset(slot->devices, 0, sizeof slot->devices);
   atomic_store(&slot->pid, 0);
-  tf_sum_again();
+  tf_sum_again(tf_ledger);
   tf_ledger_unlock();
   atomic_store(&self, NULL);
 }
@@ -175,7 +236,7 @@ static struct tf_process *claim(void) {
       chosen->start_ticks = start;
       chosen->pid_namespace = space;
       atomic_store(&chosen->pid, pid);
-      if (ours) tf_sum_again();
+      if (ours) tf_sum_again(tf_ledger);
     }
     tf_ledger_unlock();
   }
@@ -250,7 +311,8 @@ enum tf_mode tf_attach(void) {
 bool tf_owner_is_silent(const struct tf_view *view) {
   if (!view->heartbeat_needed) return false;
   struct timespec moment;
-  clock_gettime(CLOCK_MONOTONIC, &moment);
+  /* As old as the kernel's last tick, at most 10 ms, and cheaper to read. */
+  clock_gettime(CLOCK_MONOTONIC_COARSE, &moment);
   uint64_t now = (uint64_t)moment.tv_sec * 1000000000ull + (uint64_t)moment.tv_nsec;
   uint64_t beat = atomic_load(&tf_limits->heartbeat_ns);
   return now > beat && now - beat > SILENT_NS;

@@ -22,7 +22,7 @@
 #define ROWS 1024u
 
 struct follower {
-  char uuid[sizeof ((struct tf_device_limit *)0)->uuid]; /* of the row's device: a worker may move to another */
+  char uuid[sizeof((struct tf_row *)0)->uuid]; /* of the row's device: a worker may move to another */
   nvmlDevice_t handle;
   bool failed, own_seen, based; /* based: the last stamp's charges are known */
   unsigned long long last_us;
@@ -121,7 +121,7 @@ static void note_charges(struct follower *follower, uint64_t charged, uint64_t n
 }
 
 /* The owner measures from outside, where process ids are true. */
-static void read_owner(struct follower *follower, struct tf_device_state *state, const struct tf_device_limit *limit) {
+static void read_owner(struct follower *follower, struct tf_device_state *state, const struct tf_row *limit) {
   unsigned long long at_us = limit->measured_at_ns / 1000;
   if (follower->based && at_us > follower->last_us)
     account(follower, state, limit->measured_at_ns, (double)(limit->measured_busy_ns - follower->busy_at_last),
@@ -179,8 +179,9 @@ static void read_library(struct follower *follower, struct tf_device_state *stat
 
 static void measure(struct follower *follower, int row, uint64_t now) {
   struct tf_device_state *state = &tf_ledger->states[row];
-  const struct tf_device_limit *limit = &tf_view()->rows[row];
+  const struct tf_row *limit = &tf_view()->rows[row];
   note_charges(follower, atomic_load(&state->charged_ns), now);
+  if (tf_uncharged_measured(row)) follower->based = false;
   if (limit->measured_at_ns) read_owner(follower, state, limit);
   else read_library(follower, state, now);
 }
@@ -190,7 +191,7 @@ static void follow(struct follower *followers) {
   uint64_t now = tf_now();
   for (uint32_t row = 0; view && row < view->device_count; row++) {
     struct follower *follower = &followers[row];
-    if (strcmp(follower->uuid, view->rows[row].uuid)) {
+    if (strcmp(follower->uuid, view->rows[row].uuid) != 0) {
       *follower = (struct follower){.trim = 1};
       memcpy(follower->uuid, view->rows[row].uuid, sizeof follower->uuid);
       follower->failed = REAL(nvmlDeviceGetHandleByUUID)(view->rows[row].uuid, &follower->handle) != NVML_SUCCESS;

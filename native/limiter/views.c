@@ -94,8 +94,8 @@ static bool is_ours(unsigned pid, uint64_t space) {
 }
 
 /* The rows differ in size by version and begin with the process id. */
-static nvmlReturn_t own_processes(call_nvmlDeviceGetComputeRunningProcesses *real, nvmlDevice_t device,
-                                  unsigned *count, char *rows, size_t row_bytes) {
+static nvmlReturn_t own_processes(call_nvmlDeviceGetComputeRunningProcesses *real, nvmlDevice_t device, unsigned *count,
+                                  char *rows, size_t row_bytes) {
   static __thread char all[PROCESS_ROWS * sizeof(nvmlProcessInfo_v2_t)];
   unsigned found = PROCESS_ROWS, kept = 0;
   if (row_of_handle(device) == TF_NO_ROW || !count) return real(device, count, rows);

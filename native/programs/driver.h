@@ -8,6 +8,8 @@
 
 #include "tf_cuda.h"
 
+static void *(*look_up)(void *, const char *) = dlsym;
+
 #define TF_CALL(symbol, base, since, per_thread) static CUresult (*p_##symbol)();
 #include "driver_rows.h"
 
@@ -22,7 +24,6 @@ static void *open_library(const char *path) {
  * start of a sanitizer bears no dlsym but the C library's. */
 static void *load_driver(const char *through) {
   void *library = open_library("libcuda.so.1");
-  void *(*look_up)(void *, const char *) = dlsym;
   if (*through) *(void **)&look_up = dlsym(open_library(through), "dlsym");
 #define TF_CALL(symbol, base, since, per_thread) *(void **)&p_##symbol = look_up(library, #symbol);
 #include "driver_rows.h"

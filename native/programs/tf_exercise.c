@@ -18,12 +18,15 @@
 #include <unistd.h>
 
 #include "driver.h"
+#include "tf_nvml.h"
 
 static uint64_t threads = 4, rounds = 100, seed = 1, largest = 1 << 20, target;
 static char through[4096];
 static _Atomic uint64_t done, refused;
 static CUcontext context;
 static CUfunction spin, fill;
+static nvmlReturn_t (*memory_of)(nvmlDevice_t, nvmlMemory_t *);
+static nvmlDevice_t managed;
 
 #define OK(call, ...) expect(p_##call(__VA_ARGS__), #call)
 #define TRY(call, ...) tried(p_##call(__VA_ARGS__), #call)
@@ -126,8 +129,13 @@ static void use_launches(struct worker *self) {
   uint64_t length_us = chance(self, 300);
   unsigned grid = 1 + (unsigned)chance(self, 200);
   void *parameters[] = {&length_us};
-  CUlaunchConfig config = {.gridDimX = grid, .gridDimY = 1, .gridDimZ = 1, .blockDimX = 32, .blockDimY = 1,
-                           .blockDimZ = 1, .hStream = self->stream};
+  CUlaunchConfig config = {.gridDimX = grid,
+                           .gridDimY = 1,
+                           .gridDimZ = 1,
+                           .blockDimX = 32,
+                           .blockDimY = 1,
+                           .blockDimZ = 1,
+                           .hStream = self->stream};
   float milliseconds;
   CUevent first;
   OK(cuEventCreate, &first, 0u);
@@ -170,14 +178,18 @@ static void use_views(struct worker *self) {
   int status;
   OK(cuMemGetInfo_v2, &left, &total);
   OK(cuGetProcAddress_v2, "cuMemAlloc", &found, 12040, (uint64_t)(chance(self, 2) ? 2 : 0), &status);
-  if (left > total || !found) exit(1);
+  nvmlMemory_t memory;
+  if (left > total || !found || memory_of(managed, &memory) || memory.used > memory.total) {
+    fprintf(stderr, "tf-exercise: the views of memory contradict themselves\n");
+    exit(1);
+  }
   CUstream extra;
   OK(cuStreamCreate, &extra, 1u);
   OK(cuStreamDestroy_v2, extra);
 }
 
 static void *work(void *argument) {
-  static void (*const steps[])(struct worker *) = {use_plain, use_pool,  use_physical, use_array,
+  static void (*const steps[])(struct worker *) = {use_plain,    use_pool,  use_physical, use_array,
                                                    use_launches, use_graph, use_views};
   struct worker *self = argument;
   CUmemPoolProps wanted = {.allocType = 1, .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
@@ -195,8 +207,19 @@ static void *work(void *argument) {
   return NULL;
 }
 
+static void open_management(void) {
+  void *library = open_library("libnvidia-ml.so.1");
+  nvmlReturn_t (*init)(void), (*by_index)(unsigned, nvmlDevice_t *);
+  *(void **)&init = look_up(library, "nvmlInit_v2");
+  *(void **)&by_index = look_up(library, "nvmlDeviceGetHandleByIndex_v2");
+  *(void **)&memory_of = look_up(library, "nvmlDeviceGetMemoryInfo");
+  expect(init(), "nvmlInit_v2");
+  expect(by_index(0, &managed), "nvmlDeviceGetHandleByIndex_v2");
+}
+
 static void begin(CUmodule *module) {
   OK(cuInit, 0u);
+  open_management();
   OK(cuDevicePrimaryCtxRetain, &context, 0);
   OK(cuCtxSetCurrent, context);
   OK(cuModuleLoadData, module, "");
@@ -272,7 +295,8 @@ static void read_argument(const char *argument) {
   const struct {
     const char *name;
     uint64_t *value;
-  } numbers[] = {{"threads=", &threads}, {"rounds=", &rounds}, {"seed=", &seed}, {"bytes=", &largest}, {"pid=", &target}};
+  } numbers[] = {
+      {"threads=", &threads}, {"rounds=", &rounds}, {"seed=", &seed}, {"bytes=", &largest}, {"pid=", &target}};
   if (!strncmp(argument, "through=", 8)) {
     snprintf(through, sizeof through, "%s", argument + 8);
     return;

@@ -101,7 +101,7 @@ static void *usual_address(void *library, const char *name) { return dlsym(libra
 
 int main(int count, char **arguments) {
   int counting = count == 2 && !strcmp(arguments[1], "count");
-  if (!counting && (count != 2 || strcmp(arguments[1], "time"))) {
+  if (!counting && (count != 2 || strcmp(arguments[1], "time") != 0)) {
     fprintf(stderr, "tf-hook-cost: the argument is `time` or `count`\n");
     return 64;
   }

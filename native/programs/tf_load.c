@@ -44,7 +44,14 @@ static int (*sim_truth)(int, uint64_t *, uint64_t *, uint64_t *, uint64_t *);
 static struct {
   uint64_t kernel_us, then_us, phase_s, grid, seconds, nodes, sync, streams, duty, interval_ms, device, churn, hold,
       deadline_s, mix_every, mix_us, mix_grid, watch;
-} given = {.kernel_us = 1000, .grid = 108, .mix_grid = 1, .seconds = 10, .nodes = 10, .streams = 1, .duty = 100, .interval_ms = 1000};
+} given = {.kernel_us = 1000,
+           .grid = 108,
+           .mix_grid = 1,
+           .seconds = 10,
+           .nodes = 10,
+           .streams = 1,
+           .duty = 100,
+           .interval_ms = 1000};
 static char kind[16] = "plain", through[4096];
 
 static void check(CUresult result, const char *call) {
@@ -82,13 +89,15 @@ static void read_arguments(int count, char **arguments) {
   const struct {
     const char *name;
     uint64_t *value;
-  } numbers[] = {{"kernel_us", &given.kernel_us}, {"then_us", &given.then_us}, {"phase_s", &given.phase_s},
-                 {"grid", &given.grid},           {"seconds", &given.seconds}, {"nodes", &given.nodes},
-                 {"sync", &given.sync},           {"streams", &given.streams}, {"duty", &given.duty},
-                 {"interval_ms", &given.interval_ms}, {"device", &given.device}, {"churn", &given.churn},
-                 {"hold", &given.hold},           {"mix_every", &given.mix_every}, {"mix_us", &given.mix_us},
-                 {"mix_grid", &given.mix_grid},   {"watch", &given.watch},
-                 {"deadline_s", &given.deadline_s}};
+  } numbers[] = {{"kernel_us", &given.kernel_us}, {"then_us", &given.then_us},
+                 {"phase_s", &given.phase_s},     {"grid", &given.grid},
+                 {"seconds", &given.seconds},     {"nodes", &given.nodes},
+                 {"sync", &given.sync},           {"streams", &given.streams},
+                 {"duty", &given.duty},           {"interval_ms", &given.interval_ms},
+                 {"device", &given.device},       {"churn", &given.churn},
+                 {"hold", &given.hold},           {"mix_every", &given.mix_every},
+                 {"mix_us", &given.mix_us},       {"mix_grid", &given.mix_grid},
+                 {"watch", &given.watch},         {"deadline_s", &given.deadline_s}};
   for (int i = 1; i < count; i++) {
     char *value = strchr(arguments[i], '=');
     bool known = value != NULL;
@@ -107,13 +116,14 @@ static void read_arguments(int count, char **arguments) {
 }
 
 /* A kernel that lasts as long as it is told, by the device's clock of nanoseconds (PTX ISA, %globaltimer). */
-static const char image[] = ".version 6.0\n.target sm_50\n.address_size 64\n"
-                            ".visible .entry spin_us(.param .u64 length_us)\n{\n"
-                            ".reg .pred %p<2>;\n.reg .b64 %rd<5>;\n"
-                            "ld.param.u64 %rd1, [length_us];\nmul.lo.u64 %rd1, %rd1, 1000;\n"
-                            "mov.u64 %rd2, %globaltimer;\n"
-                            "again:\nmov.u64 %rd3, %globaltimer;\nsub.u64 %rd4, %rd3, %rd2;\n"
-                            "setp.lt.u64 %p1, %rd4, %rd1;\n@%p1 bra again;\nret;\n}\n";
+static const char image[] =
+    ".version 6.0\n.target sm_50\n.address_size 64\n"
+    ".visible .entry spin_us(.param .u64 length_us)\n{\n"
+    ".reg .pred %p<2>;\n.reg .b64 %rd<5>;\n"
+    "ld.param.u64 %rd1, [length_us];\nmul.lo.u64 %rd1, %rd1, 1000;\n"
+    "mov.u64 %rd2, %globaltimer;\n"
+    "again:\nmov.u64 %rd3, %globaltimer;\nsub.u64 %rd4, %rd3, %rd2;\n"
+    "setp.lt.u64 %p1, %rd4, %rd1;\n@%p1 bra again;\nret;\n}\n";
 
 static CUfunction function, mixed;
 static CUstream streams[STREAMS];
@@ -128,11 +138,17 @@ static void make_graph(void) {
     DO(cuLaunchKernel, function, (unsigned)given.grid, 1u, 1u, 128u, 1u, 1u, 0u, streams[0], parameters, NULL);
   DO(cuStreamEndCapture, streams[0], &built);
   DO(cuGraphInstantiateWithFlags, &graph, built, 0ull);
+  DO(cuGraphDestroy, built);
 }
 
 static void launch(CUstream stream, CUfunction function, unsigned grid) {
-  CUlaunchConfig config = {.gridDimX = grid, .gridDimY = 1, .gridDimZ = 1, .blockDimX = 128, .blockDimY = 1,
-                           .blockDimZ = 1, .hStream = stream};
+  CUlaunchConfig config = {.gridDimX = grid,
+                           .gridDimY = 1,
+                           .gridDimZ = 1,
+                           .blockDimX = 128,
+                           .blockDimY = 1,
+                           .blockDimZ = 1,
+                           .hStream = stream};
   if (!strcmp(kind, "ex")) DO(cuLaunchKernelEx, &config, function, parameters, NULL);
   else if (!strcmp(kind, "cooperative"))
     DO(cuLaunchCooperativeKernel, function, grid, 1u, 1u, 128u, 1u, 1u, 0u, stream, parameters);

@@ -144,7 +144,7 @@ static bool index_of(const CUuuid *wanted, uint32_t *index) {
   for (uint32_t i = 0; i < sim->device_count; i++) {
     CUuuid uuid;
     sim_uuid(&sim->devices[i], &uuid);
-    if (memcmp(&uuid, wanted, sizeof uuid)) continue;
+    if (memcmp(&uuid, wanted, sizeof uuid) != 0) continue;
     *index = i;
     return true;
   }
@@ -158,7 +158,7 @@ static bool read_pairs(const CUcheckpointRestoreArgs *arguments, uint32_t to[SIM
   for (unsigned i = 0; i < arguments->gpuPairsCount; i++) {
     uint32_t from, onto;
     if (!index_of(&arguments->gpuPairs[i].oldUuid, &from) || !index_of(&arguments->gpuPairs[i].newUuid, &onto) ||
-        named[from] || taken[onto] || strcmp(sim->devices[from].name, sim->devices[onto].name))
+        named[from] || taken[onto] || strcmp(sim->devices[from].name, sim->devices[onto].name) != 0)
       return false;
     named[from] = taken[onto] = true;
     /* A card that is taken by another changes places with it, so that no two ordinals mean one card. */

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -19,6 +20,7 @@ static __thread uint32_t my_waiter = SIM_NONE;
 static __thread uint32_t my_pid;
 static pthread_key_t leave_key;
 static pthread_once_t leave_once = PTHREAD_ONCE_INIT;
+static _Atomic bool ended;
 
 static uint64_t wall_now(void) {
   struct timespec moment;
@@ -57,7 +59,7 @@ static void leave(void *unused) {
   (void)unused;
   if (my_waiter == SIM_NONE || my_pid != (uint32_t)getpid() || !sim) return;
   sim_lock();
-  sim->waiters[my_waiter].state = SIM_FREE;
+  if (!atomic_load(&ended)) sim->waiters[my_waiter].state = SIM_FREE;
   my_waiter = SIM_NONE;
   try_advance();
   sim_unlock();
@@ -78,9 +80,18 @@ void sim_clock_forget_process(uint32_t pid) {
   if (changed) try_advance();
 }
 
+void sim_clock_end(void) { atomic_store(&ended, true); }
+
+/* Lock held. The slots of a process that exits may be another's by now. */
+static bool takes_part(void) {
+  if (atomic_load(&ended)) my_waiter = SIM_NONE;
+  return my_waiter != SIM_NONE;
+}
+
 /* Lock held. */
 static void join_clock(void) {
   uint32_t slot = 0;
+  if (atomic_load(&ended)) return;
   while (slot < SIM_WAITERS && sim->waiters[slot].state != SIM_FREE) slot++;
   if (slot == SIM_WAITERS) return;
   if (slot >= sim->waiter_high) sim->waiter_high = slot + 1;
@@ -99,15 +110,15 @@ void sim_clock_enter(void) {
   if (!sim->virtual_time) return;
   if (my_waiter != SIM_NONE && sim->waiters[my_waiter].state == SIM_ACTIVE) return;
   sim_lock();
-  if (my_waiter == SIM_NONE) join_clock();
-  else sim->waiters[my_waiter].state = SIM_ACTIVE;
+  if (takes_part()) sim->waiters[my_waiter].state = SIM_ACTIVE;
+  else join_clock();
   sim_unlock();
 }
 
 void sim_clock_leave(void) {
   if (!sim->virtual_time || my_waiter == SIM_NONE) return;
   sim_lock();
-  if (my_waiter != SIM_NONE) sim->waiters[my_waiter].state = SIM_DETACHED;
+  if (takes_part()) sim->waiters[my_waiter].state = SIM_DETACHED;
   try_advance();
   sim_unlock();
 }
@@ -121,8 +132,10 @@ static void detach_stalled(void) {
 static void wait_virtual(uint64_t when_ns) {
   sim_clock_enter();
   sim_lock();
-  if (my_waiter == SIM_NONE || when_ns <= atomic_load(&sim->virtual_now_ns)) {
+  bool outside = !takes_part();
+  if (outside || when_ns <= atomic_load(&sim->virtual_now_ns)) {
     sim_unlock();
+    if (outside) sched_yield();
     return;
   }
   struct sim_waiter *me = &sim->waiters[my_waiter];
@@ -131,7 +144,7 @@ static void wait_virtual(uint64_t when_ns) {
   uint64_t seen_now = 0, seen_at = 0;
   for (;;) {
     try_advance();
-    if (me->state != SIM_WAITING) break;
+    if (!takes_part() || me->state != SIM_WAITING) break;
     uint32_t signal = atomic_load(&me->signal);
     uint64_t now = atomic_load(&sim->virtual_now_ns), wall = wall_now();
     if (now != seen_now || !seen_at) {

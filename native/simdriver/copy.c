@@ -23,14 +23,14 @@ static CUresult move(void *to, const void *from, size_t bytes, uint8_t engine, C
 
 static void *host(CUdeviceptr address) { return (void *)(uintptr_t)address; }
 
-#define BOTH(name, suffix, declared, call)                          \
-  SIM_EXPORT CUresult name declared {                               \
-    const bool per_thread = false;                                  \
-    return call;                                                    \
-  }                                                                 \
-  SIM_EXPORT CUresult name##suffix declared {                       \
-    const bool per_thread = true;                                   \
-    return call;                                                    \
+#define BOTH(name, suffix, declared, call)    \
+  SIM_EXPORT CUresult name declared {         \
+    const bool per_thread = false;            \
+    return call;                              \
+  }                                           \
+  SIM_EXPORT CUresult name##suffix declared { \
+    const bool per_thread = true;             \
+    return call;                              \
   }
 
 BOTH(cuMemcpy, _ptds, (CUdeviceptr to, CUdeviceptr from, size_t bytes),

@@ -78,7 +78,10 @@ SIM_EXPORT CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice dev
     case 50: *value = 0; break;
     case 75: *value = (int)card->major; break;
     case 76: *value = (int)card->minor; break;
-    case 83: case 95: case 102: case 115: *value = 1; break; /* managed, cooperative, virtual memory, pools */
+    case 83:
+    case 95:
+    case 102:
+    case 115: *value = 1; break; /* managed, cooperative, virtual memory, pools */
     default: *value = 0;
   }
   return CUDA_SUCCESS;

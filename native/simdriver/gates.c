@@ -4,13 +4,13 @@
 extern void sim_enter(void);
 extern void sim_leave(void);
 
-#define TF_GATE(symbol, parameters, names)                                       \
-  extern CUresult inner_##symbol parameters;                                     \
-  extern CUresult symbol parameters;                                             \
-  __attribute__((visibility("default"))) CUresult symbol parameters {            \
-    sim_enter();                                                                 \
-    CUresult result = inner_##symbol names;                                      \
-    sim_leave();                                                                 \
-    return result;                                                               \
+#define TF_GATE(symbol, parameters, names)                            \
+  extern CUresult inner_##symbol parameters;                          \
+  extern CUresult symbol parameters;                                  \
+  __attribute__((visibility("default"))) CUresult symbol parameters { \
+    sim_enter();                                                      \
+    CUresult result = inner_##symbol names;                           \
+    sim_leave();                                                      \
+    return result;                                                    \
   }
 #include "gates.h"

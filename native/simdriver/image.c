@@ -124,10 +124,9 @@ static bool save_one(uint64_t address, uint64_t bytes, int file, void *unused) {
 /* After all is saved: nothing is left at its place, and a program that looks there finds no memory. */
 static bool leave_one(uint64_t address, uint64_t bytes, int file, void *unused) {
   (void)unused;
-  if (file < 0)
-    mmap((void *)address, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-  else if (!ftruncate(file, 0)) return !ftruncate(file, (off_t)bytes);
-  return true;
+  if (file >= 0) return ftruncate(file, 0) || !ftruncate(file, (off_t)bytes);
+  int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+  return mmap((void *)address, bytes, PROT_NONE, flags, -1, 0) != MAP_FAILED;
 }
 
 static bool return_one(uint64_t address, uint64_t bytes, int file, void *unused) {
@@ -160,8 +159,7 @@ bool sim_image_load(void) {
 }
 
 bool sim_image_store(const char *path) {
-  int to = *path ? open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)
-                 : memfd_create("device-image", MFD_CLOEXEC);
+  int to = *path ? open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600) : memfd_create("device-image", MFD_CLOEXEC);
   if (to < 0) return false;
   if (!copy(image.file, 0, to, 0, image.end) || (*path && fsync(to))) {
     if (*path) unlink(path);

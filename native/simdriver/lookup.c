@@ -28,7 +28,7 @@ static CUresult look_up(const char *name, void **address, int version, uint64_t 
   int best = -1, best_own = -1, newest = 0, known = 0;
   int wants_own = (flags & CU_GET_PROC_ADDRESS_PER_THREAD) != 0;
   for (int i = 0; i < (int)(sizeof rows / sizeof *rows); i++) {
-    if (strcmp(rows[i].base, name)) continue;
+    if (strcmp(rows[i].base, name) != 0) continue;
     known = 1;
     if (rows[i].since > version || rows[i].since > driver || (rows[i].per_thread && !wants_own)) continue;
     /* The newest that fits; of equals the variant for per-thread streams, which only then is listed. */
@@ -47,20 +47,21 @@ static CUresult look_up(const char *name, void **address, int version, uint64_t 
 }
 
 __attribute__((visibility("default"))) CUresult real_cuGetProcAddress(const char *name, void **address, int version,
-                                                                       uint64_t flags) __asm__("cuGetProcAddress");
+                                                                      uint64_t flags) __asm__("cuGetProcAddress");
 CUresult real_cuGetProcAddress(const char *name, void **address, int version, uint64_t flags) {
   return look_up(name, address, version, flags, NULL);
 }
 
-__attribute__((visibility("default"))) CUresult real_cuGetProcAddress_v2(
-    const char *name, void **address, int version, uint64_t flags, int *status) __asm__("cuGetProcAddress_v2");
+__attribute__((visibility("default"))) CUresult real_cuGetProcAddress_v2(const char *name, void **address, int version,
+                                                                         uint64_t flags,
+                                                                         int *status) __asm__("cuGetProcAddress_v2");
 CUresult real_cuGetProcAddress_v2(const char *name, void **address, int version, uint64_t flags, int *status) {
   return look_up(name, address, version, flags, status);
 }
 
 /* Private tables are not offered; callers must cope, as they do on drivers that lack one. */
-__attribute__((visibility("default"))) CUresult real_cuGetExportTable(const void **table, const CUuuid *id) __asm__(
-    "cuGetExportTable");
+__attribute__((visibility("default"))) CUresult real_cuGetExportTable(const void **table,
+                                                                      const CUuuid *id) __asm__("cuGetExportTable");
 CUresult real_cuGetExportTable(const void **table, const CUuuid *id) {
   (void)table, (void)id;
   return CUDA_ERROR_NOT_FOUND;

@@ -15,10 +15,13 @@ enum { PLAIN = 1, STREAM_ORDERED, PHYSICAL, MAPPED, ARRAY, MANAGED, HOSTED };
 static struct tf_table table = TF_TABLE_INIT;
 static struct CUmemPool_st {
   uint32_t device;
-  uint64_t threshold, used, reserved, used_high, reserved_high;
+  bool destroyed; /* goes with its last allocation */
+  _Atomic uint64_t threshold;
+  uint64_t used, reserved, used_high, reserved_high;
   pthread_mutex_t lock;
 } default_pools[SIM_DEVICES];
 static CUmemoryPool current_pools[SIM_DEVICES];
+static pthread_mutex_t pools_guard = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic uint64_t allocations;
 static _Atomic bool any_hosted; /* until then kernels need not ask where their memory is */
 
@@ -68,7 +71,10 @@ static CUresult allocate(CUdeviceptr *address, uint64_t bytes, uint32_t kind) {
   if (result && kind == MANAGED) kind = HOSTED;
   else if (result) return result;
   void *memory = sim_backing(bytes);
-  struct tf_entry entry = {.key = (uint64_t)(uintptr_t)memory, .bytes = bytes, .kind = kind, .device = device,
+  struct tf_entry entry = {.key = (uint64_t)(uintptr_t)memory,
+                           .bytes = bytes,
+                           .kind = kind,
+                           .device = device,
                            .owner = (uint64_t)(uintptr_t)sim_current()};
   if (!memory || !tf_table_put(&table, &entry)) {
     if (kind != HOSTED) sim_uncharge(device, bytes);
@@ -154,8 +160,14 @@ static void return_to_pool(CUmemoryPool pool, uint64_t bytes, uint64_t keep) {
   uint64_t wanted = pool->used > keep ? pool->used : keep;
   uint64_t surplus = pool->reserved > wanted ? pool->reserved - wanted : 0;
   pool->reserved -= surplus;
+  bool last = pool->destroyed && !pool->used;
+  uint32_t device = pool->device;
   pthread_mutex_unlock(&pool->lock);
-  if (surplus) sim_uncharge(pool->device, surplus);
+  if (last) {
+    pthread_mutex_destroy(&pool->lock);
+    free(pool);
+  }
+  if (surplus) sim_uncharge(device, surplus);
 }
 
 static bool is_freed_by_address(const struct tf_entry *entry) {
@@ -166,8 +178,7 @@ static CUresult free_any(CUdeviceptr address) {
   CUresult result = sim_check();
   if (result || !address) return result;
   struct tf_entry entry;
-  if (!tf_table_get(&table, address, &entry) || !is_freed_by_address(&entry) ||
-      !tf_table_take(&table, address, &entry))
+  if (!tf_table_get(&table, address, &entry) || !is_freed_by_address(&entry) || !tf_table_take(&table, address, &entry))
     return CUDA_ERROR_INVALID_VALUE;
   munmap((void *)(uintptr_t)address, entry.bytes);
   CUmemoryPool pool = (CUmemoryPool)(uintptr_t)entry.owner;
@@ -193,15 +204,15 @@ SIM_EXPORT CUresult cuMemFree_v2(CUdeviceptr address) { return free_any(address)
 
 static CUmemoryPool pool_of(uint32_t device) {
   struct CUmemPool_st *pool = &default_pools[device];
-  static pthread_mutex_t guard = PTHREAD_MUTEX_INITIALIZER;
-  pthread_mutex_lock(&guard);
+  pthread_mutex_lock(&pools_guard);
   if (!current_pools[device]) {
     pool->device = device;
     pthread_mutex_init(&pool->lock, NULL);
     current_pools[device] = pool;
   }
-  pthread_mutex_unlock(&guard);
-  return current_pools[device];
+  pool = current_pools[device];
+  pthread_mutex_unlock(&pools_guard);
+  return pool;
 }
 
 static CUresult from_pool(CUdeviceptr *address, uint64_t bytes, CUmemoryPool pool, CUstream stream) {
@@ -223,8 +234,11 @@ static CUresult from_pool(CUdeviceptr *address, uint64_t bytes, CUmemoryPool poo
   pthread_mutex_unlock(&pool->lock);
   if (result) return result;
   void *memory = sim_backing(bytes);
-  struct tf_entry entry = {.key = (uint64_t)(uintptr_t)memory, .bytes = bytes, .kind = STREAM_ORDERED,
-                           .device = pool->device, .owner = (uint64_t)(uintptr_t)pool};
+  struct tf_entry entry = {.key = (uint64_t)(uintptr_t)memory,
+                           .bytes = bytes,
+                           .kind = STREAM_ORDERED,
+                           .device = pool->device,
+                           .owner = (uint64_t)(uintptr_t)pool};
   if (!memory || !tf_table_put(&table, &entry)) {
     return_to_pool(pool, bytes, pool->threshold);
     return CUDA_ERROR_OUT_OF_MEMORY;
@@ -264,15 +278,19 @@ SIM_EXPORT CUresult cuDeviceGetDefaultMemPool(CUmemoryPool *pool, CUdevice devic
 
 SIM_EXPORT CUresult cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice device) {
   CUresult result = cuDeviceGetDefaultMemPool(pool, device);
-  if (!result && sim_visible(&device)) *pool = current_pools[device];
+  if (!result && sim_visible(&device)) *pool = pool_of((uint32_t)device);
   return result;
 }
 
 SIM_EXPORT CUresult cuDeviceSetMemPool(CUdevice device, CUmemoryPool pool) {
   CUmemoryPool ignored;
   CUresult result = cuDeviceGetDefaultMemPool(&ignored, device);
-  if (!result && sim_visible(&device)) current_pools[device] = pool;
-  return result;
+  if (result || !sim_visible(&device)) return result;
+  if (!pool) return CUDA_ERROR_INVALID_VALUE;
+  pthread_mutex_lock(&pools_guard);
+  current_pools[device] = pool;
+  pthread_mutex_unlock(&pools_guard);
+  return CUDA_SUCCESS;
 }
 
 SIM_EXPORT CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *properties) {
@@ -291,8 +309,17 @@ SIM_EXPORT CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *pr
 
 SIM_EXPORT CUresult cuMemPoolDestroy(CUmemoryPool pool) {
   CUresult result = sim_initialised();
-  if (!result) return_to_pool(pool, 0, 0);
-  return result; /* the record stays for allocations that still name it */
+  if (result) return result;
+  if (!pool || pool == &default_pools[pool->device]) return CUDA_ERROR_INVALID_VALUE;
+  /* The device allocates from its default pool again. */
+  pthread_mutex_lock(&pools_guard);
+  if (current_pools[pool->device] == pool) current_pools[pool->device] = &default_pools[pool->device];
+  pthread_mutex_unlock(&pools_guard);
+  pthread_mutex_lock(&pool->lock);
+  pool->destroyed = true;
+  pthread_mutex_unlock(&pool->lock);
+  return_to_pool(pool, 0, 0);
+  return CUDA_SUCCESS;
 }
 
 SIM_EXPORT CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t keep) {
@@ -310,7 +337,9 @@ SIM_EXPORT CUresult cuMemPoolSetAttribute(CUmemoryPool pool, int attribute, void
 SIM_EXPORT CUresult cuMemPoolGetAttribute(CUmemoryPool pool, int attribute, void *value) {
   CUresult result = sim_initialised();
   if (result) return result;
+  pthread_mutex_lock(&pool->lock);
   const uint64_t values[] = {pool->threshold, pool->reserved, pool->reserved_high, pool->used, pool->used_high};
+  pthread_mutex_unlock(&pool->lock);
   if (attribute < CU_MEMPOOL_ATTR_RELEASE_THRESHOLD || attribute > CU_MEMPOOL_ATTR_USED_MEM_HIGH)
     return CUDA_ERROR_NOT_SUPPORTED;
   *(uint64_t *)value = values[attribute - CU_MEMPOOL_ATTR_RELEASE_THRESHOLD];
@@ -369,8 +398,12 @@ SIM_EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t byt
   uint32_t device = on_device ? (uint32_t)index : SIM_NONE;
   if (on_device && (result = sim_charge(device, bytes))) return result;
   int file = memfd_create("device-memory", MFD_CLOEXEC);
-  struct tf_entry entry = {.key = 0x5000000000000000ull + atomic_fetch_add(&next, 1), .bytes = bytes,
-                           .kind = PHYSICAL, .device = device, .owner = (uint64_t)file, .handles = 1};
+  struct tf_entry entry = {.key = 0x5000000000000000ull + atomic_fetch_add(&next, 1),
+                           .bytes = bytes,
+                           .kind = PHYSICAL,
+                           .device = device,
+                           .owner = (uint64_t)file,
+                           .handles = 1};
   if (file < 0 || ftruncate(file, (off_t)bytes) || !tf_table_put(&table, &entry)) {
     if (file >= 0) close(file);
     if (on_device) sim_uncharge(device, bytes);
@@ -465,8 +498,9 @@ SIM_EXPORT CUresult cuMemUnmap(CUdeviceptr address, size_t bytes) {
   bool any = false;
   while (tf_table_take_match(&table, inside, &range, &mapping)) {
     any = true;
-    mmap((void *)(uintptr_t)mapping.key, mapping.bytes, PROT_NONE,
-         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+    if (mmap((void *)(uintptr_t)mapping.key, mapping.bytes, PROT_NONE, flags, -1, 0) == MAP_FAILED)
+      result = CUDA_ERROR_OUT_OF_MEMORY;
     change_references(mapping.owner, 0, -1, NULL);
   }
   return any ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
@@ -494,8 +528,8 @@ static CUresult drop_array(void *array) {
 }
 
 SIM_EXPORT CUresult cuArrayCreate_v2(CUarray *array, const CUDA_ARRAY_DESCRIPTOR *shape) {
-  CUDA_ARRAY3D_DESCRIPTOR full = {.Width = shape->Width, .Height = shape->Height, .Format = shape->Format,
-                                  .NumChannels = shape->NumChannels};
+  CUDA_ARRAY3D_DESCRIPTOR full = {
+      .Width = shape->Width, .Height = shape->Height, .Format = shape->Format, .NumChannels = shape->NumChannels};
   return make_array((void **)array, tf_array_bytes(&full, 0));
 }
 SIM_EXPORT CUresult cuArray3DCreate_v2(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR *shape) {

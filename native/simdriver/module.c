@@ -16,8 +16,9 @@ static const struct {
   const char *name;
   uint8_t sizes[SIM_PARAMETERS];
 } kinds[] = {
-    [SPIN] = {"spin_us", {8}},           [FIXED] = {"", {0}}, [FILL] = {"fill", {8, 4, 8}},
-    [SAXPY] = {"saxpy", {8, 4, 8, 8}},   [BAD_ACCESS] = {"bad_access", {0}},
+    [SPIN] = {"spin_us", {8}},          [FIXED] = {"", {0}},
+    [FILL] = {"fill", {8, 4, 8}},       [SAXPY] = {"saxpy", {8, 4, 8, 8}},
+    [BAD_ACCESS] = {"bad_access", {0}},
 };
 
 /* A computed kernel takes a launch and one pass over its memory at this rate. */
@@ -46,16 +47,16 @@ SIM_EXPORT CUresult cuModuleUnload(CUmodule module) {
 SIM_EXPORT CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
   CUresult result = sim_check();
   if (result) return result;
-  if (!module || strlen(name) >= sizeof ((struct CUfunc_st *)0)->name) return CUDA_ERROR_NOT_FOUND;
+  if (!module || strlen(name) >= sizeof((struct CUfunc_st *)0)->name) return CUDA_ERROR_NOT_FOUND;
   struct CUfunc_st made = {.kind = -1};
-  uint64_t length;
-  char unit[8];
+  char *unit;
   snprintf(made.name, sizeof made.name, "%s", name);
   for (int kind = SPIN; kind <= BAD_ACCESS; kind++)
     if (kind != FIXED && !strcmp(name, kinds[kind].name)) made.kind = kind;
-  if (made.kind < 0 && sscanf(name, "spin_%lu%3s", &length, unit) == 2) {
+  uint64_t length = !strncmp(name, "spin_", 5) ? strtoull(name + 5, &unit, 10) : 0;
+  if (made.kind < 0 && length && (!strcmp(unit, "us") || !strcmp(unit, "ns"))) {
     made.kind = FIXED;
-    made.fixed_ns = !strcmp(unit, "us") ? length * 1000 : length;
+    made.fixed_ns = *unit == 'u' ? length * 1000 : length;
   }
   if (made.kind < 0) return CUDA_ERROR_NOT_FOUND;
   *function = malloc(sizeof **function);
@@ -123,22 +124,22 @@ static CUresult launch(CUfunction function, uint64_t blocks, CUstream stream, vo
 }
 
 #define GRID ((uint64_t)grid_x * grid_y * grid_z)
-#define LAUNCH(name, per_thread)                                                                             \
-  SIM_EXPORT CUresult name(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,           \
-                           unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,      \
-                           CUstream stream, void **parameters, void **extra) {                               \
-    (void)block_x, (void)block_y, (void)block_z, (void)shared_bytes, (void)extra;                            \
-    return launch(function, GRID, stream, parameters, per_thread);                                           \
+#define LAUNCH(name, per_thread)                                                                                     \
+  SIM_EXPORT CUresult name(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, \
+                           unsigned block_y, unsigned block_z, unsigned shared_bytes, CUstream stream,               \
+                           void **parameters, void **extra) {                                                        \
+    (void)block_x, (void)block_y, (void)block_z, (void)shared_bytes, (void)extra;                                    \
+    return launch(function, GRID, stream, parameters, per_thread);                                                   \
   }
 LAUNCH(cuLaunchKernel, false)
 LAUNCH(cuLaunchKernel_ptsz, true)
 
-#define COOPERATIVE(name, per_thread)                                                                        \
-  SIM_EXPORT CUresult name(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,           \
-                           unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,      \
-                           CUstream stream, void **parameters) {                                             \
-    (void)block_x, (void)block_y, (void)block_z, (void)shared_bytes;                                         \
-    return launch(function, GRID, stream, parameters, per_thread);                                           \
+#define COOPERATIVE(name, per_thread)                                                                                \
+  SIM_EXPORT CUresult name(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, \
+                           unsigned block_y, unsigned block_z, unsigned shared_bytes, CUstream stream,               \
+                           void **parameters) {                                                                      \
+    (void)block_x, (void)block_y, (void)block_z, (void)shared_bytes;                                                 \
+    return launch(function, GRID, stream, parameters, per_thread);                                                   \
   }
 COOPERATIVE(cuLaunchCooperativeKernel, false)
 COOPERATIVE(cuLaunchCooperativeKernel_ptsz, true)

@@ -15,9 +15,9 @@ static _Atomic int users;
 
 static bool bad(nvmlDevice_t device) { return !device || (uintptr_t)device > sim->device_count; }
 
-#define CHECK(device)                                        \
-  if (!users) return NVML_ERROR_UNINITIALIZED;               \
-  if (bad(device)) return NVML_ERROR_INVALID_ARGUMENT;       \
+#define CHECK(device)                                  \
+  if (!users) return NVML_ERROR_UNINITIALIZED;         \
+  if (bad(device)) return NVML_ERROR_INVALID_ARGUMENT; \
   if (CARD(device)->lost) return NVML_ERROR_GPU_IS_LOST
 
 SIM_EXPORT nvmlReturn_t nvmlInitWithFlags(unsigned flags) {
@@ -49,8 +49,9 @@ SIM_EXPORT const char *nvmlErrorString(nvmlReturn_t code) {
 }
 
 static nvmlReturn_t write_text(char *text, unsigned length, const char *value) {
-  if (!text || strlen(value) >= length) return NVML_ERROR_INSUFFICIENT_SIZE;
-  strcpy(text, value);
+  size_t bytes = strlen(value) + 1;
+  if (!text || bytes > length) return NVML_ERROR_INSUFFICIENT_SIZE;
+  memcpy(text, value, bytes);
   return NVML_SUCCESS;
 }
 
@@ -182,7 +183,8 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvm
     if (!process->alive) continue;
     uint32_t percent = sim_bin_percent(&process->device[(uintptr_t)device - 1].bins, start, end);
     if (!percent) continue;
-    samples[found++] = (nvmlProcessUtilizationSample_t){.pid = process->pid, .timeStamp = (end + offset) / 1000, .smUtil = percent};
+    samples[found++] =
+        (nvmlProcessUtilizationSample_t){.pid = process->pid, .timeStamp = (end + offset) / 1000, .smUtil = percent};
   }
   sim_unlock();
   *count = found;
@@ -272,6 +274,7 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceGetClockInfo(nvmlDevice_t device, int kind, un
 /* For the owner of the machine, who has no variables set: which state to open, before anything else. */
 SIM_EXPORT int tfSimOpen(const char *state, const char *config) {
   if (config) setenv("TF_SIM_CONFIG", config, 1);
+  sim_watch();
   return sim_open(state);
 }
 
@@ -297,10 +300,10 @@ SIM_EXPORT int tfSimProcesses(unsigned index, struct row *rows, unsigned room) {
   return (int)found;
 }
 
-#define NOT_SUPPORTED(name)                         \
+#define NOT_SUPPORTED(name)                           \
   SIM_EXPORT nvmlReturn_t name(nvmlDevice_t device) { \
-    CHECK(device);                                  \
-    return NVML_ERROR_NOT_SUPPORTED;                \
+    CHECK(device);                                    \
+    return NVML_ERROR_NOT_SUPPORTED;                  \
   }
 NOT_SUPPORTED(nvmlDeviceGetMigMode)
 NOT_SUPPORTED(nvmlDeviceGetNvLinkState)

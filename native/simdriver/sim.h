@@ -109,7 +109,8 @@ enum sim_waiter_state { SIM_FREE = 0, SIM_ACTIVE, SIM_WAITING, SIM_DETACHED };
 
 /* A thread that takes part in virtual time. */
 struct sim_waiter {
-  uint32_t state, pid;
+  _Atomic uint32_t state; /* written with the lock held */
+  uint32_t pid;
   uint64_t wake_ns;
   _Atomic uint32_t signal;
 };
@@ -140,6 +141,7 @@ void sim_lock(void);
 void sim_unlock(void);
 uint32_t sim_self(void);          /* slot of this process, claimed at first use; lock held */
 void sim_reclaim_dead(void);      /* lock held */
+void sim_watch(void);             /* from now on by one system call for all that run */
 
 /* clock.c */
 uint64_t sim_now(void);
@@ -148,6 +150,7 @@ void sim_clock_enter(void);
 void sim_clock_leave(void); /* the calling thread waits for something else than the clock */
 void sim_clock_forget_process(uint32_t pid); /* lock held */
 void sim_clock_after_fork(void);
+void sim_clock_end(void);         /* this process exits: its remaining threads take no part any more */
 
 /* timeline.c; all with the lock held */
 void sim_advance(uint64_t now_ns);

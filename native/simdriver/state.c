@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +10,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -51,8 +53,7 @@ static void set_machine(struct sim_state *state, const char *key, const char *va
   else if (!strcmp(key, "cuda_version")) state->cuda_version = (uint32_t)number;
   else if (!strcmp(key, "expected_processes")) state->expected_processes = (uint32_t)number;
   else if (!strcmp(key, "sample_period_ms")) state->sample_period_ns = number * 1000000ull;
-  else if (!strcmp(key, "driver_version"))
-    snprintf(state->driver_version, sizeof state->driver_version, "%s", value);
+  else if (!strcmp(key, "driver_version")) snprintf(state->driver_version, sizeof state->driver_version, "%s", value);
 }
 
 /* The configuration is lines of `key=value`; a line `[device]` opens the next device. */
@@ -60,7 +61,8 @@ static void read_config(struct sim_state *state, const char *path) {
   FILE *file = path ? fopen(path, "re") : NULL;
   char line[512];
   while (file && fgets(line, sizeof line, file)) {
-    line[strcspn(line, "\r\n")] = 0;
+    char *end = strpbrk(line, "\r\n");
+    if (end) *end = 0;
     char *equals = strchr(line, '=');
     if (!strcmp(line, "[device]")) {
       if (state->device_count == SIM_DEVICES) break;
@@ -169,12 +171,56 @@ static void release_slot(uint32_t slot, uint64_t now) {
   process->alive = 0;
 }
 
+/* The owner of the machine looks again and again at the same processes: it holds on to each by a pidfd, which becomes
+ * readable when the process ends (pidfd_open(2)), and asks for all of them by one call. */
+static bool watches;
+static struct pollfd watched[SIM_PROCESSES];
+static struct {
+  uint32_t pid;
+  uint64_t start_ticks;
+} held[SIM_PROCESSES];
+
+void sim_watch(void) { watches = true; }
+
+static bool runs(const struct sim_process *process) { return tf_start_ticks(process->pid) == process->start_ticks; }
+
+static void hold_slot(uint32_t slot) {
+  const struct sim_process *process = &sim->processes[slot];
+  bool same = held[slot].pid == process->pid && held[slot].start_ticks == process->start_ticks;
+  if (watched[slot].events && (!process->alive || !same)) {
+    close(watched[slot].fd);
+    watched[slot].events = 0;
+  }
+  if (watched[slot].events) return;
+  watched[slot].fd = -1;
+  if (!process->alive) return;
+  int file = (int)syscall(SYS_pidfd_open, process->pid, 0);
+  if (file < 0) return;
+  if (!runs(process)) { /* the number may have gone to another process before it was opened */
+    close(file);
+    return;
+  }
+  watched[slot].fd = file;
+  watched[slot].events = POLLIN;
+  held[slot].pid = process->pid;
+  held[slot].start_ticks = process->start_ticks;
+}
+
+/* Which processes have to be asked for one by one: those that are not held, or are said to have ended. */
+static void look(void) {
+  for (uint32_t i = 0; i < sim->process_high; i++) hold_slot(i);
+  if (poll(watched, sim->process_high, 0) < 0)
+    for (uint32_t i = 0; i < sim->process_high; i++) watched[i].revents = POLLERR;
+}
+
 void sim_reclaim_dead(void) {
   uint64_t now = sim_now();
   sim_advance(now);
+  if (watches) look();
   for (uint32_t i = 0; i < sim->process_high; i++) {
     struct sim_process *process = &sim->processes[i];
-    if (process->alive && tf_start_ticks(process->pid) != process->start_ticks) release_slot(i, now);
+    if (!process->alive || (watches && watched[i].events && !watched[i].revents)) continue;
+    if (!runs(process)) release_slot(i, now);
   }
   for (uint32_t i = 0; i < sim->waiter_high; i++)
     if (sim->waiters[i].state != SIM_FREE && kill((pid_t)sim->waiters[i].pid, 0) && errno == ESRCH)
@@ -186,6 +232,7 @@ static void leave(void) {
   sim_lock();
   sim_advance(sim_now());
   release_slot(self_slot, sim_now());
+  sim_clock_end();
   self_slot = SIM_NONE;
   sim_unlock();
 }

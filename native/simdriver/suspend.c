@@ -98,12 +98,11 @@ static CUresult lock(uint32_t slot, uint32_t timeout_ms) {
   return CUDA_ERROR_NOT_READY;
 }
 
-/* The time that contents take to pass the link of each card, all cards at a time. */
-static void pass(const uint64_t bytes[SIM_DEVICES], uint8_t engine) {
-  uint32_t streams[SIM_DEVICES];
+/* The time that contents take to pass the link of each card, all cards at a time. They are moved meanwhile. */
+static void begin_pass(const uint64_t bytes[SIM_DEVICES], uint8_t engine, uint32_t streams[SIM_DEVICES]) {
   sim_clock_enter();
   sim_lock();
-  for (uint32_t i = 0; i < sim->device_count; i++) {
+  for (uint32_t i = 0; i < SIM_DEVICES; i++) {
     streams[i] = bytes[i] ? sim_stream_new(i) : SIM_NONE;
     if (streams[i] == SIM_NONE) continue;
     struct sim_command command = {.kind = SIM_COPY, .engine = engine};
@@ -111,7 +110,10 @@ static void pass(const uint64_t bytes[SIM_DEVICES], uint8_t engine) {
     sim_push(streams[i], &command, sim_now());
   }
   sim_unlock();
-  for (uint32_t i = 0; i < sim->device_count; i++)
+}
+
+static void end_pass(const uint32_t streams[SIM_DEVICES]) {
+  for (uint32_t i = 0; i < SIM_DEVICES; i++)
     if (streams[i] != SIM_NONE) {
       sim_stream_wait(streams[i]);
       sim_lock();
@@ -132,10 +134,14 @@ static CUresult checkpoint(uint32_t slot) {
   struct sim_process *process = &sim->processes[slot];
   struct sim_checkpoint *held = &process->checkpoint;
   uint64_t contents[SIM_DEVICES] = {0};
-  if (injected_failure() || !sim_image_save()) return CUDA_ERROR_OUT_OF_MEMORY;
+  uint32_t streams[SIM_DEVICES];
+  if (injected_failure()) return CUDA_ERROR_OUT_OF_MEMORY;
   for (uint32_t i = 0; i < sim->device_count; i++)
     contents[i] = process->device[i].used_bytes - process->device[i].contexts * sim->devices[i].context_bytes;
-  pass(contents, 1);
+  begin_pass(contents, 1, streams);
+  bool saved = sim_image_save();
+  end_pass(streams);
+  if (!saved) return CUDA_ERROR_OUT_OF_MEMORY;
   sim_lock();
   for (uint32_t i = 0; i < sim->device_count; i++) {
     struct sim_process_device *use = &process->device[i];
@@ -175,13 +181,15 @@ static bool take_cards(uint32_t slot, const uint32_t to[SIM_DEVICES]) {
 static CUresult restore(uint32_t slot) {
   struct sim_checkpoint *held = &sim->processes[slot].checkpoint;
   uint64_t contents[SIM_DEVICES] = {0};
-  uint32_t to[SIM_DEVICES];
+  uint32_t to[SIM_DEVICES], streams[SIM_DEVICES];
   for (uint32_t i = 0; i < SIM_DEVICES; i++) to[i] = held->to[i];
   if (!take_cards(slot, to)) return CUDA_ERROR_OUT_OF_MEMORY;
   for (uint32_t i = 0; i < sim->device_count; i++)
     contents[to[i]] = held->bytes[i] - held->contexts[i] * sim->devices[i].context_bytes;
-  pass(contents, 0);
-  if (!sim_image_load()) return CUDA_ERROR_UNKNOWN;
+  begin_pass(contents, 0, streams);
+  bool loaded = sim_image_load();
+  end_pass(streams);
+  if (!loaded) return CUDA_ERROR_UNKNOWN;
   sim_lock();
   for (uint32_t i = 0; i < SIM_DEVICES; i++) held->bytes[i] = held->contexts[i] = 0;
   for (uint32_t i = 0; i < SIM_STREAMS; i++)

@@ -8,7 +8,8 @@ import urllib.request
 import pytest
 from rig.agents import Site, wait
 
-from tensorfusion.api.registry import GPU_NODES, GPUS, NODES, PODS
+from tensorfusion.api.registry import GPU_NODES, GPUS, LEASES, NODES, PODS
+from tensorfusion.errors import NotFound
 
 NODE = {"nodes": [{"name": "n", "gpus": [{"model": "A100_SXM_80G", "count": 2}]}]}
 
@@ -112,6 +113,29 @@ def test_tcp_needs_the_token_and_our_own_host_and_origin(site):
     assert token not in (site.folder / "agent.log").read_text()
     assert oct((site.state / "token").stat().st_mode & 0o777) == "0o600"
     assert oct(site.socket.stat().st_mode & 0o777) == "0o600"
+
+
+def test_the_control_plane_asks_the_agent_for_usage_and_has_its_lease(site):
+    site.create_pod("used", 10)
+
+    def rows():
+        found = json.loads(site.store.text("/tensorfusion/usage"))
+        return [w for w in found["workers"] if w["name"] == "used"] and found
+
+    found = wait(rows)
+    worker = next(w for w in found["workers"] if w["name"] == "used")
+    assert (worker["node"], worker["namespace"], worker["limitVramBytes"]) == (
+        "n",
+        "default",
+        2 << 30,
+    )
+    assert [d["node"] for d in found["devices"]] == ["n", "n"]
+    assert site.store.get(LEASES, "n", "kube-node-lease")["spec"]["holderIdentity"] == "n"
+    token = (site.state / "token").read_text().strip()
+    assert token not in (site.folder / "agent.log").read_text()
+    assert not [p for p in site.data.rglob("*.log") if token.encode() in p.read_bytes()]
+    with pytest.raises(NotFound, match="no process on node n"):
+        site.store.text("/api/v1/namespaces/default/pods/used/log")
 
 
 def test_metrics_are_those_of_the_catalogue(site):

@@ -64,10 +64,11 @@ class Files:
             if str(self.folder) not in str(error):
                 raise
             return
+        raw = (self.folder / "ledger").read_bytes()
         with region:
             for row in range(layout.DEVICES):
-                area, cut = region.place(row)
-                use, state = region.use(row), decode_state(area[cut])
+                at = layout.LEDGER["states"] + row * layout.DEVICE_STATE_BYTES
+                use, state = region.use(row), decode_state(raw[at : at + layout.DEVICE_STATE_BYTES])
                 assert use.used_bytes == state.used_bytes
                 assert use.trim_ratio == state.trim_ratio > 0
                 assert region.wanted(row) >= 0

@@ -7,6 +7,8 @@ import time
 import pytest
 from rig.agents import Site, alive, wait
 
+from tensorfusion.errors import BadRequest, NotFound
+
 SIMULATED = {
     "fidelity": "driver",
     "nodes": [{"name": "sim", "gpus": [{"model": "A100_SXM_80G", "count": 2}]}],
@@ -156,3 +158,31 @@ def test_a_process_speaks_for_its_own_worker_only(site):
     everyone = site.get("/api/v1/workers")["workers"]
     assert {me, other} <= {w["worker"] for w in everyone}
     assert [p["pid"] for p in site.get("/api/v1/processes")["processes"]] == [registered["pid"]]
+
+
+def test_logs_of_a_pod_come_through_the_control_plane(site):
+    path = "/api/v1/namespaces/default/pods/talks/log"
+    site.create_pod("talks", 1, command=["sh", "-c", "echo one; sleep 4; seq 40000; echo two"])
+    wait(lambda: site.phases().get("talks") == "Running")
+    wait(lambda: site.output("talks"))
+
+    assert site.store.text(path) == "one\n"
+    with pytest.raises(BadRequest, match="previous terminated container"):
+        site.store.text(path, {"previous": "true"})
+    followed = site.store.text(path, {"follow": "true"})
+    assert followed == "one\n" + "".join(f"{n}\n" for n in range(1, 40001)) + "two\n"
+    # It ended, so it was started again.
+    wait(lambda: site.pod("talks")["status"]["containerStatuses"][0]["restartCount"] == 1)
+    last = {"previous": "true", "tailLines": "2"}
+    assert site.store.text(path, last) == "40000\ntwo\n"
+    with pytest.raises(NotFound, match="container x is not valid"):
+        site.store.text(path, {"container": "x"})
+    uid = site.pod("talks")["metadata"]["uid"]
+    for asked, status, said in (
+        ("c/newest/x", 400, "offset"),
+        ("c/9/0", 400, "allowed are newest, previous"),
+        ("d/newest/0", 400, "not started"),
+    ):
+        found, text = site.ask("GET", f"/api/v1/pods/{uid}/logs/{asked}")
+        assert (found, said in text) == (status, True), text
+    assert site.ask("GET", "/api/v1/pods/nobody/logs/c/newest/0")[0] == 404

@@ -3,12 +3,14 @@
 import json
 import struct
 import subprocess
+import sys
 
 import pytest
 from native.fuzz import TARGETS, fuzz, region_program
 from native.machine import GIB, MIB, lines
 
 from tensorfusion_native import layout
+from tensorfusion_native.processes import start_ticks
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -53,7 +55,7 @@ def test_an_owner_that_died_while_it_wrote_leaves_the_last_limits_in_force(machi
         file.seek(layout.LIMITS["devices"] + layout.DEVICE_LIMIT["vram_bytes"])
         file.write(struct.pack("<Q", 600 * MIB))
 
-    assert lines(running)[-1]["granted"] is False
+    assert lines(running)[-1]["granted"]
     assert worker.region.faults().bad_limits > 0
 
 
@@ -76,3 +78,11 @@ def test_a_ledger_whose_locks_cannot_be_used_is_a_fault_and_no_hang(machine, fie
 
     assert json.loads(out)["granted"]
     assert said in err
+
+
+def test_a_process_whose_name_is_no_text_has_a_start():
+    code = "import ctypes, sys; ctypes.CDLL(None).prctl(15, b'\\xff) Z \\xfe'); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert start_ticks(process.pid) > 0

@@ -5,6 +5,7 @@ limiter's dlsym before there is anything to run it on. A finding ends a program 
 """
 
 import contextlib
+import fcntl
 import random
 import re
 import signal
@@ -47,14 +48,14 @@ def sanitized(request, tmp_path_factory):
     if problem:
         pytest.skip(f"the compiler has no {request.param}: {problem}")
     folder = ROOT / "build" / f"native-{request.param}"
-    for command in (
-        ["cmake", "--preset", request.param, "-S", str(ROOT / "native")],
-        ["cmake", "--build", str(folder)],
-    ):
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, cwd=ROOT / "native"
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (["cmake", "--preset", request.param], ["cmake", "--build", str(folder)]):
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, cwd=ROOT / "native"
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 

@@ -11,6 +11,7 @@ from tensorfusion.errors import BackendError, ConfigError
 from tensorfusion.hypervisor.arbiter import (
     IDLE_RATIO,
     IDLE_SECONDS,
+    MOST_LENT,
     TICK_SECONDS,
     Arbiter,
     Rules,
@@ -37,7 +38,7 @@ def tenant(key, request, limit, weight=1.0, active=True):
         ([tenant("a", 20, 25), tenant("b", 40, 90)], False, {"a": 25, "b": 75}),
         ([tenant("a", 80, 90), tenant("b", 80, 90)], False, {"a": 50, "b": 50}),
         ([tenant("a", 20, 80), tenant("b", 40, 80, active=False)], False, {"a": 80, "b": 80}),
-        ([tenant("a", 20, 30), tenant("b", 40, 60, active=False)], True, {"a": 100, "b": 60}),
+        ([tenant("a", 20, 30), tenant("b", 40, 60, active=False)], True, {"a": 99, "b": 60}),
         ([tenant("a", 20, 30), tenant("b", 40, 60)], True, {"a": 35, "b": 65}),
         ([tenant("a", 20, 30, weight=4), tenant("b", 40, 60)], True, {"a": 38, "b": 62}),
         ([tenant("a", 0, 30, active=False)], True, {"a": 30}),
@@ -76,7 +77,8 @@ def test_nobody_gets_less_than_is_promised_or_more_than_there_is(rows, lends):
             assert granted[t.key] <= max(t.limit, least) + 1e-6
     wanted = sum(min(t.limit, WHOLE) for t in active)
     if active and (lends or wanted >= WHOLE):
-        assert sum(granted[t.key] for t in active) >= WHOLE - 1e-6, "nothing wanted is left idle"
+        least_used = min(WHOLE, max(wanted, MOST_LENT * WHOLE))
+        assert sum(granted[t.key] for t in active) >= least_used - 1e-6, "what is wanted is used"
 
 
 def test_rules_are_read_from_the_template():
@@ -155,12 +157,12 @@ def world():
         session.limits[worker] = limit
         session.wants[worker] = 0
 
-    rules = Rules(lends=True)
+    session.rules = Rules(lends=True)
     arbiter = Arbiter(
         {"node": session},
         promised=lambda _node: list(specs.values()),
         capacities=lambda _node: {"card": int(WHOLE)},
-        rules=lambda _node: rules,
+        rules=lambda _node: session.rules,
         clock=clock,
     )
 
@@ -181,11 +183,34 @@ def test_idle_compute_is_lent_and_taken_back(world):
     assert session.limits == {"small": 35, "large": 65}, "what nobody is promised is lent, too"
     session.wants["large"] = 0
     run(IDLE_SECONDS + 2 * TICK_SECONDS)
-    assert session.limits["small"] == 100
+    assert session.limits["small"] == 99
     assert session.limits["large"] == 60, "an idle worker can begin at once"
     session.wants["large"] = 100
     run(2 * TICK_SECONDS)
     assert session.limits == {"small": 35, "large": 65}
+
+
+def test_where_all_limits_fit_nobody_is_asked_and_what_was_lent_is_taken_back(world):
+    session, specs, spec, run = world
+    spec("small", 30, 30)
+    spec("large", 60, 60)
+    session.wants = {"small": 100, "large": 0}
+    run(2)
+    assert session.limits["small"] == 99
+    session.rules = Rules(lends=False)
+    run(2 * TICK_SECONDS)
+    assert session.limits == {"small": 30, "large": 60}
+
+    session.broken = True
+    session.usage = lambda: pytest.fail("there was nothing to find out")
+    run(1)
+    specs["large"] = replace(specs["large"], share=Share(60, 1, 80, 1))
+    session.limits["large"] = 80
+    del session.usage
+    session.broken = False
+    session.wants["large"] = 100
+    run(1)
+    assert sum(session.limits.values()) == WHOLE, "together they want more than there is"
 
 
 def test_a_worker_below_its_limit_is_active_and_a_sleeping_one_is_not(world):
@@ -197,7 +222,7 @@ def test_a_worker_below_its_limit_is_active_and_a_sleeping_one_is_not(world):
     assert session.limits["small"] == 35
     session.wants["large"] = 0.5
     run(2)
-    assert session.limits["small"] == 100
+    assert session.limits["small"] == 99
 
 
 def test_quality_of_service_decides_what_is_left(world):
@@ -214,11 +239,11 @@ def test_a_changed_promise_counts_from_the_next_look(world):
     spec("one", 20, 20)
     session.wants["one"] = 100
     run(1)
-    assert session.limits["one"] == 100
+    assert session.limits["one"] == 99
     specs["one"] = replace(specs["one"], share=Share(50, 1, 50, 1))
     session.limits["one"] = 50  # as the controller of workers does
     run(TICK_SECONDS)
-    assert session.limits["one"] == 100
+    assert session.limits["one"] == 99
 
 
 def test_workers_on_several_devices_and_broken_sessions_are_left_alone(world):

@@ -11,6 +11,7 @@ from tensorfusion.hypervisor.evictor import (
     AGAIN_SECONDS,
     IDLE_SECONDS,
     RANKS,
+    TICK_SECONDS,
     Evictor,
     Neighbour,
     Request,
@@ -154,6 +155,54 @@ def scene():
     evictor.run_once()
     clock.advance(IDLE_SECONDS)
     return session, evictor, clock
+
+
+class Telling(Session):
+    """One that tells by itself whether somebody waits."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = 0
+
+    def beat(self):
+        raise AssertionError("not the evictor's")
+
+    attest = faults = beat
+
+    def wants_memory(self):
+        return any(use.pressure.wanted_bytes for use in self.uses.values())
+
+
+def test_a_session_that_tells_who_waits_is_read_once_a_second_only():
+    session, clock = Telling(), FakeClock()
+    card = DeviceInfo(
+        uuid="g", index=0, vendor="v", model="m", full_model="m", compute_gflops=100, vram_bytes=100
+    )
+    specs = [spec("low", "low", FullPolicy.SPILL), spec("high", "high", FullPolicy.EVICT)]
+
+    def usage(_node):
+        session.read += 1
+        return list(session.uses.values())
+
+    evictor = Evictor(
+        {"node": session},
+        promised=lambda _node: specs,
+        infos=lambda _node: {"g": card},
+        usage=usage,
+        freeze=session.freeze,
+        frozen=lambda _node: session.frozen,
+        clock=clock,
+    )
+    session.put("low", 90)
+    session.put("high", 10)
+    for _ in range(12):
+        evictor.run_once()
+        clock.advance(TICK_SECONDS)
+    assert session.read == 3
+
+    session.put("high", 10, wanted=30)
+    evictor.run_once()
+    assert session.frozen == ["low"]
 
 
 def test_nobody_is_frozen_while_nobody_asks(scene):

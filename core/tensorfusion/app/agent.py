@@ -7,7 +7,7 @@ an agent that starts while the server is away adopts its workers and reads its d
 import logging
 import resource
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -17,6 +17,7 @@ from tensorfusion.api.core.pod import Pod
 from tensorfusion.api.registry import EVENTS, NODES, PODS
 from tensorfusion.apiserver.security import ensure_credentials
 from tensorfusion.app.agent_server import AgentServer
+from tensorfusion.app.agents import AgentAddress
 from tensorfusion.app.startup import (
     acquire_lock,
     backend_settings,
@@ -33,6 +34,7 @@ from tensorfusion.hypervisor.evictor import Evictor
 from tensorfusion.hypervisor.freeze_rules import freeze_rules
 from tensorfusion.hypervisor.freezer import WorkerFreezer
 from tensorfusion.hypervisor.membership import Membership
+from tensorfusion.hypervisor.node_lease import NodeLease
 from tensorfusion.hypervisor.registry import Registry
 from tensorfusion.hypervisor.when_full import when_full
 from tensorfusion.runtime.events import EventRecorder
@@ -106,6 +108,7 @@ class Agent:
             indexers={"node": lambda _pod: (self.node,)},
         )
         kubelet = has_kubelet(store, self.node) if options.kubelet is None else options.kubelet
+        self._lease = None if kubelet else NodeLease(store, self.node, self.clock)
         path = (options.socket or options.state / "agent.sock").absolute()
         self.hypervisor = self._build_hypervisor(backend, options.state, path, kubelet)
         self.server = self._build_server(options, path)
@@ -156,7 +159,7 @@ class Agent:
             clock=self.clock,
         )
         credentials = ensure_credentials(options.state, self.clock)
-        return AgentServer(
+        server = AgentServer(
             api,
             registry,
             credentials,
@@ -165,6 +168,15 @@ class Agent:
             port=options.port,
             group=options.group,
         )
+        self._address = AgentAddress(
+            self._store,
+            self.node,
+            server.url,
+            credentials.authority_pem,
+            credentials.token,
+            self.clock,
+        )
+        return server
 
     def _worker_of_pod(self, uid: str) -> str:
         """The worker of a pod; before the server has answered, the one that is named after it."""
@@ -177,12 +189,15 @@ class Agent:
     def _add_loops(self) -> None:
         hypervisor, manager = self.hypervisor, self.manager
         every = self._settings.sample_seconds
+        chores: list[Callable[[], None]] = []
         manager.add_loop("api", self.server.run)
         manager.add_loop("heartbeat", hypervisor.run_heartbeat)
         manager.add_loop("exits", hypervisor.workers.exits.run)
-        manager.add_loop("sampling", lambda s: hypervisor.sampling.run(s, every, publishes=False))
         manager.add_loop("discovery", self._discover)
         manager.add_loop("pool", self.membership.run)
+        if self._lease is not None:
+            manager.add_loop("lease", self._lease.run)
+            manager.add_loop("address", self._address.run)
         manager.add_loop("informer-pods", self._pods.run)
         manager.add_loop("workers", self._work, queues=[hypervisor.workers.controller.queue])
         capabilities = hypervisor.backend.capabilities()
@@ -195,7 +210,10 @@ class Agent:
                 clock=self.clock,
                 usage=self._usage,
             )
-            manager.add_loop("arbiter", arbiter.run)
+            if self._reads_often():
+                chores.append(arbiter.run_due)
+            else:
+                manager.add_loop("arbiter", arbiter.run)
         if capabilities.freeze:
             freezer = self._freezer(capabilities)
             evictor = Evictor(
@@ -208,7 +226,19 @@ class Agent:
                 clock=self.clock,
             )
             manager.add_loop("freezer", freezer.run)
-            manager.add_loop("evictor", evictor.run)
+            if self._reads_often():
+                chores.append(evictor.ring)
+                manager.add_loop("evictor", evictor.run_rung)
+            else:
+                manager.add_loop("evictor", evictor.run)
+
+        def after() -> None:
+            for chore in chores:
+                chore()
+
+        manager.add_loop(
+            "sampling", lambda s: hypervisor.sampling.run(s, every, publishes=False, after=after)
+        )
 
     def _freezer(self, capabilities: Capabilities) -> WorkerFreezer:
         return WorkerFreezer(
@@ -224,9 +254,13 @@ class Agent:
             clock=self.clock,
         )
 
+    def _reads_often(self) -> bool:
+        """Whether readings are often enough for who decides by them."""
+        return self._settings.sample_seconds <= TICK_SECONDS
+
     def _usage(self, node: str) -> Sequence[WorkerUsage]:
         """What workers used: of the last reading where readings are often, else read now."""
-        if self._settings.sample_seconds <= TICK_SECONDS:
+        if self._reads_often():
             return self.hypervisor.sampling.usage(node)
         return self.hypervisor.sessions[node].usage()
 

@@ -39,7 +39,6 @@ REQUEST_SECONDS: Final = 10.0
 MOST_CONNECTIONS: Final = 512
 CHUNK_BYTES: Final = 1 << 14
 BACKLOG: Final = 512
-POLL_SECONDS: Final = 0.5
 PROBES: Final = ("livez", "readyz", "healthz")
 Identify = Callable[[ApiRequest], Caller]
 
@@ -93,8 +92,7 @@ class AgentServer:
         )
         unix = await asyncio.start_unix_server(self._by_peer, sock=self._unix)
         async with tcp, unix:
-            while not stop.is_set():
-                await asyncio.sleep(POLL_SECONDS)
+            await asyncio.to_thread(stop.wait)
         with contextlib.suppress(OSError):
             self.path.unlink()
 

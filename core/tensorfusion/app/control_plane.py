@@ -22,6 +22,7 @@ from tensorfusion.api.resource import JsonObject
 from tensorfusion.api.scheduling_config import HypervisorScheduling
 from tensorfusion.apiserver import ApiServer, Seams
 from tensorfusion.app.admission import StoreAdmission
+from tensorfusion.app.agents import Agents
 from tensorfusion.app.defaults import ensure_defaults
 from tensorfusion.app.informers import Informers
 from tensorfusion.app.planning import PoolPlanner
@@ -37,6 +38,7 @@ from tensorfusion.clock import Clock, SystemClock
 from tensorfusion.controllers.deployment import DeploymentController
 from tensorfusion.controllers.event_expiry import EventExpiry
 from tensorfusion.controllers.node import NodeController
+from tensorfusion.controllers.node_lifecycle import NodeLifecycle, is_silent
 from tensorfusion.controllers.pool import ClusterController, PoolController
 from tensorfusion.controllers.replicaset import ReplicaSetController
 from tensorfusion.controllers.workload import (
@@ -110,6 +112,7 @@ class ControlPlane:
         self.instruments = Instruments()
         self.store = SQLiteStore(data / "state.db", clock=self.clock)
         self.informers = Informers(self.store, self.clock)
+        self.agents = Agents(self.store, self.clock)
         self.manager = Manager(self.clock, self.health)
         self.metrics = self._metric_store()
         self._build_scheduling()
@@ -356,6 +359,10 @@ class ControlPlane:
         self.manager.add_loop("autoscaler", autoscaler.run)
         expiry = EventExpiry(store, registry.EVENTS, self.settings.event_ttl_seconds, clock)
         self.manager.add_loop("event-expiry", expiry.run)
+        lifecycle = NodeLifecycle(
+            store, informers.nodes, served=self.hypervisor.sessions, clock=clock, events=events
+        )
+        self.manager.add_loop("node-lifecycle", lifecycle.run)
 
     def _consolidation(self) -> list[Controller]:
         """Make what empties little-used nodes and gives empty ones back; it plans for seconds."""
@@ -425,7 +432,7 @@ class ControlPlane:
         nodes = [
             n.metadata.name
             for n in self.informers.nodes.values()
-            if not (n.spec and n.spec.unschedulable)
+            if not (n.spec and (n.spec.unschedulable or is_silent(n)))
         ]
         pods = self.informers.pods
         return min(nodes, key=lambda n: (len(pods.by_index("node", n)), n), default="")

@@ -1,7 +1,7 @@
 """What the wire serves beside Kubernetes' own paths: alerts, plugins, usage, ledger, logs."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -10,6 +10,7 @@ from tensorfusion.api import pod_view
 from tensorfusion.apiserver import PodLogRequest, Request, Response, json_response
 from tensorfusion.clock import parse_timestamp
 from tensorfusion.errors import BadRequest, NotFound
+from tensorfusion.hypervisor.pods import choose_container
 from tensorfusion.model.history import SUBJECTS, Subject
 
 if TYPE_CHECKING:
@@ -65,13 +66,20 @@ class Routes:
             raise NotFound(f'pods "{request.name}" not found')
         if not pod_view.node_name(pod):
             raise BadRequest(f"pod {request.name} is not bound to a node yet")
-        runner, node = self._plane.hypervisor.runner, pod_view.node_name(pod)
-        if runner is not None and runner.has(node, pod.metadata.uid):
+        hypervisor, node = self._plane.hypervisor, pod_view.node_name(pod)
+        runner, elsewhere = hypervisor.runner, node not in hypervisor.sessions
+        if elsewhere or (runner is not None and runner.has(node, pod.metadata.uid)):
             if request.timestamps:
                 raise BadRequest("timestamps are not recorded; leave timestamps=true out")
-            chunks = runner.logs(
-                pod, node, request.container, previous=request.previous, follow=request.follow
-            )
+            if elsewhere or runner is None:
+                name = choose_container(pod, request.container)
+                chunks = self._plane.agents.logs(
+                    node, pod.metadata.uid, name, previous=request.previous, follow=request.follow
+                )
+            else:
+                chunks = runner.logs(
+                    pod, node, request.container, previous=request.previous, follow=request.follow
+                )
             return chunks if request.tail_lines is None else _tail(chunks, request.tail_lines)
         backend = self._plane.hypervisor.backend.name
         line = (
@@ -135,6 +143,12 @@ class Routes:
             for node, session in hypervisor.sessions.items()
             for m in session.metrics()
         ]
+        for node, (there, cards) in self._plane.agents.all(
+            "/api/v1/workers", "/api/v1/devices"
+        ).items():
+            if node not in hypervisor.sessions:
+                workers += agent_worker_rows(node, there["workers"])
+                devices += agent_device_rows(node, cards["devices"])
         return json_response({"workers": workers, "devices": devices})
 
     def _ledger(self, _request: Request) -> Response:
@@ -146,6 +160,41 @@ class Routes:
         values = {n: getattr(counters, n) for n in names}
         whole = {k: v for k, v in values.items() if isinstance(v, int)}
         return json_response({**whole, "allocations": len(self._plane.placer.ledger.allocations)})
+
+
+def agent_worker_rows(node: str, workers: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """Rows of usage from what a node's agent says of its workers."""
+    for worker in workers:
+        for use in worker["usage"]:
+            yield {
+                "node": node,
+                "namespace": worker["namespace"],
+                "name": worker["name"],
+                "workload": worker["workload"],
+                "gpu": use["uuid"].lower(),
+                "computeGflops": use["computeGflops"],
+                "limitGflops": worker["limits"]["computeGflops"],
+                "requestGflops": worker["requests"]["computeGflops"],
+                "vramBytes": use["vramBytes"],
+                "limitVramBytes": worker["limits"]["vramBytes"],
+                "throttledSeconds": use["throttledSeconds"],
+                "vramDenials": use["vramDenials"],
+            }
+
+
+def agent_device_rows(node: str, devices: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """Rows of devices that a node's agent has read."""
+    for device in devices:
+        read = device["metrics"]
+        if read is not None:
+            yield {
+                "node": node,
+                "gpu": device["uuid"].lower(),
+                "utilizationRatio": read["utilization_ratio"],
+                "vramUsedBytes": read["vram_used_bytes"],
+                "temperatureCelsius": read["temperature_celsius"],
+                "powerWatts": read["power_watts"],
+            }
 
 
 def _tail(chunks: Iterator[bytes], count: int) -> Iterator[bytes]:

@@ -6,12 +6,20 @@ limits of a worker until its pod asks for something else.
 
 import dataclasses
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tensorfusion import __version__
 from tensorfusion.clock import Clock
-from tensorfusion.errors import BackendError, Forbidden, MethodNotAllowed, NotFound, Unavailable
+from tensorfusion.errors import (
+    BackendError,
+    BadRequest,
+    Forbidden,
+    MethodNotAllowed,
+    NotFound,
+    Unavailable,
+)
 from tensorfusion.hypervisor.hypervisor import Hypervisor
 from tensorfusion.hypervisor.registry import Caller, Registry
 from tensorfusion.hypervisor.wire import Answer, ApiRequest, decode_limits, json_answer
@@ -20,6 +28,7 @@ from tensorfusion.spi.limited import LimitedWorkers
 
 log = logging.getLogger(__name__)
 Rows = list[dict[str, Any]]
+_OFFSET = re.compile(r"[0-9]{1,15}")
 Handler = Callable[[ApiRequest, Caller, Sequence[str]], Answer]
 
 
@@ -59,6 +68,7 @@ class AgentApi:
             ("api", "v1", "workers"): {"GET": self._workers},
             ("api", "v1", "workers", "*"): {"GET": self._worker},
             ("api", "v1", "workers", "*", "limits"): {"POST": self._limits},
+            ("api", "v1", "pods", "*", "logs", "*", "*", "*"): {"GET": self._log},
             ("api", "v1", "processes"): {"GET": self._processes, "POST": self._register},
         }
 
@@ -185,6 +195,17 @@ class AgentApi:
         )
         log.info("limits set by hand", extra={"worker": names[0], "pid": caller.pid})
         return json_answer({"worker": names[0], "limits": _limits_of(share)})
+
+    def _log(self, _request: ApiRequest, caller: Caller, names: Sequence[str]) -> Answer:
+        _operators_only(caller, "logs")
+        uid, container, attempt, offset = names
+        if not _OFFSET.fullmatch(offset):
+            raise BadRequest(f"offset {offset[:80]!r} must be a number of bytes")
+        runner = self._hypervisor.runner
+        if runner is None:
+            raise NotFound("the pods of this node are the kubelet's")
+        chunk = runner.read_log(self._node, uid, container, attempt, int(offset))
+        return json_answer(dataclasses.asdict(chunk))
 
     def _processes(self, _request: ApiRequest, caller: Caller, _names: Sequence[str]) -> Answer:
         return json_answer({"processes": list(self._process_rows(caller.worker))})

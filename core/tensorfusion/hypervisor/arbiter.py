@@ -27,6 +27,9 @@ IDLE_SECONDS: Final = 0.5
 """A worker that used nothing for so long lends its share."""
 IDLE_RATIO: Final = 0.01
 """Use of a device below which a worker counts as idle."""
+MOST_LENT: Final = 0.99
+"""Of a device, to one worker: one that has all of it is not paced, and what it queues for a second
+ahead would hold up those that wake."""
 WEIGHTS: Final[Mapping[str, float]] = {"low": 1.0, "medium": 2.0, "high": 4.0, "critical": 8.0}
 """Weight by quality of service where the pool's template names no coefficients."""
 
@@ -114,7 +117,7 @@ def divide(capacity: float, tenants: Sequence[Tenant], *, lends: bool) -> dict[s
         granted |= shares
     elif active and lends:
         shares = {t.key: granted[t.key] for t in active}
-        _pour(capacity, shares, {t.key: (t.weight, capacity) for t in active})
+        _pour(capacity, shares, {t.key: (t.weight, MOST_LENT * capacity) for t in active})
         granted |= shares
     least = capacity * IDLE_RATIO
     return {key: max(share, least) for key, share in granted.items()}
@@ -151,6 +154,24 @@ class _Seen:
     granted: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Calm:
+    """A node where nobody's wishes make a difference, until something of this changes."""
+
+    promised: list[WorkerSpec]
+    rules: Rules
+    capacities: Mapping[str, int]
+    workers: frozenset[str]
+
+    def holds(
+        self, promised: Sequence[WorkerSpec], rules: Rules, capacities: Mapping[str, int]
+    ) -> bool:
+        """Whether all is as it was; cheap where the same objects come again."""
+        return (
+            rules == self.rules and capacities == self.capacities and [*promised] == self.promised
+        )
+
+
 class Arbiter:
     """Keeps the limits of running workers in step with who wants what.
 
@@ -182,6 +203,8 @@ class Arbiter:
         self._rules = rules
         self._clock = clock
         self._seen: dict[str, _Seen] = {}
+        self._calm: dict[str, _Calm] = {}
+        self._looked_at = float("-inf")
 
     def run(self, stop: threading.Event) -> None:
         """Look until ``stop`` is set."""
@@ -189,21 +212,39 @@ class Arbiter:
             self.run_once()
             self._clock.wait(stop, TICK_SECONDS)
 
+    def run_due(self) -> None:
+        """Look, if the last look is long enough ago; for who calls this more often."""
+        now = self._clock.monotonic()
+        # Half a tick of whoever calls may be missing.
+        if now - self._looked_at >= 0.75 * TICK_SECONDS:
+            self._looked_at = now
+            self.run_once()
+
     def run_once(self) -> int:
         """Look at every node once; returns how many limits were changed."""
         changed = 0
         known: set[str] = set()
         for node, session in self._sessions.items():
-            # Workers on several devices have one share for all of them, which is left as it is.
-            specs = {s.worker: s for s in self._promised(node) if len(s.devices) == 1}
-            known |= specs.keys()
-            if not specs:
+            promised, rules = self._promised(node), self._rules(node)
+            capacities = self._capacities(node)
+            calm = self._calm.get(node)
+            if calm is not None and calm.holds(promised, rules, capacities):
+                known |= calm.workers
                 continue
+            # Workers on several devices have one share for all of them, which is left as it is.
+            specs = {s.worker: s for s in promised if len(s.devices) == 1}
+            known |= specs.keys()
+            contested = self._contested(specs, rules, capacities)
+            if not contested:
+                self._calm[node] = _Calm([*promised], rules, capacities, frozenset(specs))
+                continue
+            self._calm.pop(node, None)
             try:
+                wanted = {spec.worker for here in contested.values() for spec in here}
                 for use in self._usage(node):
-                    if use.worker in specs:
+                    if use.worker in wanted:
                         self._note(use)
-                changed += self._arbitrate(node, session, specs)
+                changed += self._arbitrate(session, contested, rules, capacities)
             except BackendError as error:
                 log.warning("not arbitrated", extra={"node": node, "error": str(error)})
         for worker in self._seen.keys() - known:
@@ -223,16 +264,47 @@ class Arbiter:
         seen.throttled_seconds = use.throttled_seconds_total
         seen.read_at = now
 
-    def _arbitrate(self, node: str, session: NodeBackend, specs: Mapping[str, WorkerSpec]) -> int:
-        rules, now = self._rules(node), self._clock.monotonic()
+    def _contested(
+        self, specs: Mapping[str, WorkerSpec], rules: Rules, capacities: Mapping[str, int]
+    ) -> dict[str, list[WorkerSpec]]:
+        """The workers by device, of those devices where who wants what makes a difference.
+
+        Where all limits fit together and nothing is lent, everyone has his limit whatever he does.
+        """
         by_device: dict[str, list[WorkerSpec]] = {}
         for spec in specs.values():
             by_device.setdefault(spec.devices[0], []).append(spec)
-        changed = 0
-        for uuid, capacity in self._capacities(node).items():
-            here = by_device.get(uuid, [])
+        return {
+            uuid: here
+            for uuid, here in by_device.items()
+            if uuid in capacities
+            and (
+                rules.lends
+                or sum(spec.share.limit_gflops for spec in here) > capacities[uuid]
+                or any(map(self._deviates, here))
+            )
+        }
+
+    def _deviates(self, spec: WorkerSpec) -> bool:
+        """Whether a worker has been given something else than its limit."""
+        seen = self._seen.get(spec.worker)
+        return (
+            seen is not None
+            and seen.promised == spec.share
+            and seen.granted != spec.share.limit_gflops
+        )
+
+    def _arbitrate(
+        self,
+        session: NodeBackend,
+        contested: Mapping[str, Sequence[WorkerSpec]],
+        rules: Rules,
+        capacities: Mapping[str, int],
+    ) -> int:
+        now, changed = self._clock.monotonic(), 0
+        for uuid, here in contested.items():
             tenants = [self._tenant(spec, rules, now) for spec in here]
-            granted = divide(float(capacity), tenants, lends=rules.lends)
+            granted = divide(float(capacities[uuid]), tenants, lends=rules.lends)
             changed += sum(self._set(session, spec, granted[spec.worker]) for spec in here)
         return changed
 

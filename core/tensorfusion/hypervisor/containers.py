@@ -58,17 +58,18 @@ class Attempt:
 class Container:
     """One container's folder and its processes, which are known by that folder.
 
-    Concurrency: one thread starts and stops; reading is free.
+    Concurrency: one thread starts and stops; reading and `trim` are free.
     """
 
     def __init__(self, folder: Path, clock: Clock) -> None:
         self._folder = folder.resolve()
         self._clock = clock
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._newest = -1
 
     def last(self) -> Attempt | None:
         """Return the newest attempt; None before the first."""
-        number = sum(1 for _ in self._folder.glob("*.log")) - 1
+        number = self._newest = sum(1 for _ in self._folder.glob("*.log")) - 1
         return None if number < 0 else self.attempt(number)
 
     def attempt(self, number: int) -> Attempt:
@@ -143,15 +144,16 @@ class Container:
                 os.kill(pid, signal.SIGKILL)
         return bool(found)
 
-    def trim(self, number: int) -> None:
-        """Keep the newer half of a log that has grown too long; programs append to it meanwhile.
+    def trim(self) -> None:
+        """Keep the newer half of the newest log, if it has grown too long.
 
-        What they write between the reading and the cut is lost, as little as that is.
+        Programs append to it meanwhile: what they write between the reading and the cut is lost, as
+        little as that is. Any thread may call this, one at a time.
         """
-        path = self.log(number)
-        if path.stat().st_size <= LOG_BYTES:
+        path = self.log(self._newest)
+        if _size(path) <= LOG_BYTES:
             return
-        with path.open("r+b") as file:
+        with suppress(FileNotFoundError), path.open("r+b") as file:
             file.seek(-LOG_BYTES // 2, os.SEEK_END)
             file.readline()
             kept = file.read()
@@ -218,6 +220,13 @@ def _marked(prefix: str) -> list[int]:
     """Processes of this machine whose mark begins so."""
     pids = (int(path.name) for path in PROC.iterdir() if path.name.isdigit())
     return [pid for pid in pids if _mark_of(pid).startswith(prefix)]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _modified(path: Path) -> float:

@@ -18,12 +18,15 @@ from typing import Final
 from tensorfusion.clock import Clock
 from tensorfusion.errors import BackendError
 from tensorfusion.spi.backend import DeviceInfo, FullPolicy, NodeBackend, WorkerSpec, WorkerUsage
+from tensorfusion.spi.limited import LimitedWorkers
 
 log = logging.getLogger(__name__)
 TICK_SECONDS: Final = 0.25
 """Pause between two looks."""
 IDLE_SECONDS: Final = 2.0
 """A worker that used nothing for so long may be frozen for others."""
+NOTE_SECONDS: Final = 1.0
+"""How often it is noted who works while nobody waits."""
 IDLE_RATIO: Final = 0.01
 """Use of a device below which a worker counts as idle."""
 AGAIN_SECONDS: Final = 10.0
@@ -130,6 +133,8 @@ class Evictor:
         self._clock = clock
         self._active_at: dict[tuple[str, str], float] = {}
         """Node and worker to when it was last seen at work."""
+        self._noted_at: dict[str, float] = {}
+        self._bell = threading.Event()
         self._spared: dict[tuple[str, str], float] = {}
         """Node and worker to when it may be tried again."""
 
@@ -138,6 +143,20 @@ class Evictor:
         while not stop.is_set():
             self.run_once()
             self._clock.wait(stop, TICK_SECONDS)
+
+    def run_rung(self, stop: threading.Event) -> None:
+        """Look whenever `ring` was called, and now and then, until ``stop`` is set."""
+        while not stop.is_set():
+            self.run_once()
+            self._clock.wait(self._bell, NOTE_SECONDS)
+            self._bell.clear()
+
+    def ring(self) -> None:
+        """Have another thread's `run_rung` look, where a worker waits for memory."""
+        for session in self._sessions.values():
+            if not isinstance(session, LimitedWorkers) or session.wants_memory():
+                self._bell.set()
+                return
 
     def run_once(self) -> None:
         """Look at every node once; at most one worker per device is frozen."""
@@ -148,9 +167,15 @@ class Evictor:
                 log.warning("no room made", extra={"node": node, "error": str(error)})
 
     def _look(self, node: str, session: NodeBackend) -> None:
-        specs = {spec.worker: spec for spec in self._promised(node)}
-        if not any(spec.when_full.policy is FullPolicy.EVICT for spec in specs.values()):
+        promised = self._promised(node)
+        if not any(spec.when_full.policy is FullPolicy.EVICT for spec in promised):
             return  # nobody can ask, so a reading would be for nothing
+        now = self._clock.monotonic()
+        due = now - self._noted_at.get(node, float("-inf")) >= NOTE_SECONDS
+        if not due and isinstance(session, LimitedWorkers) and not session.wants_memory():
+            return
+        self._noted_at[node] = now
+        specs = {spec.worker: spec for spec in promised}
         uses = [use for use in self._usage(node) if use.worker in specs]
         infos = self._infos(node)
         self._note(node, uses, infos)

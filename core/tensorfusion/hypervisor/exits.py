@@ -1,4 +1,4 @@
-"""Who waits for the end of processes that are not its children: a file per process, one thread.
+"""Watching processes that are not our children: a file per process, one thread.
 
 A process that ends makes its pidfd readable (pidfd_open(2)); nobody has to look in the meantime.
 """
@@ -9,7 +9,11 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from tensorfusion.clock import Clock
+
 POLL_MILLISECONDS: Final = 500
+CHORE_SECONDS: Final = 10.0
+"""How often something is done for all that run."""
 
 
 class ExitWatch:
@@ -17,12 +21,17 @@ class ExitWatch:
 
     Args:
         ended: Gets the key that a process was watched under.
+        chore: Done now and then on the same thread.
 
     Concurrency: `watch` may be called from any thread; `run` belongs to one.
     """
 
-    def __init__(self, ended: Callable[[str], None]) -> None:
+    def __init__(
+        self, ended: Callable[[str], None], chore: Callable[[], None], clock: Clock
+    ) -> None:
         self._ended = ended
+        self._chore = chore
+        self._clock = clock
         self._lock = threading.Lock()
         self._epoll = select.epoll()
         self._keys: dict[int, tuple[str, int]] = {}
@@ -51,7 +60,11 @@ class ExitWatch:
 
     def run(self, stop: threading.Event) -> None:
         """Wait for ends until ``stop`` is set."""
+        due = self._clock.monotonic() + CHORE_SECONDS
         while not stop.is_set():
+            if self._clock.monotonic() >= due:
+                self._chore()
+                due = self._clock.monotonic() + CHORE_SECONDS
             for descriptor, _ in self._epoll.poll(POLL_MILLISECONDS / 1000):
                 with self._lock:
                     key, pid = self._keys.pop(descriptor)

@@ -13,15 +13,16 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from tensorfusion import names
-from tensorfusion.api import pod_view, registry
 from tensorfusion.api.core.pod import Pod
 from tensorfusion.clock import Clock
-from tensorfusion.errors import ApiError, BackendError, ConfigError
+from tensorfusion.errors import BackendError, ConfigError
+from tensorfusion.hypervisor.freeze_moves import Moves
+from tensorfusion.hypervisor.freeze_report import FreezeReport
 from tensorfusion.hypervisor.freeze_rules import NEVER, FreezeRule, due_tier
-from tensorfusion.runtime.conditions import Condition, condition, merge
 from tensorfusion.runtime.events import EventRecorder
 from tensorfusion.runtime.instruments import Instruments
 from tensorfusion.spi.backend import (
@@ -43,9 +44,6 @@ REST_SECONDS: Final = 10.0
 """A worker that was thawed stays on its devices for so long, or two would push each other out."""
 RETRY_SECONDS: Final = 1.0
 """Pause after a freeze or thaw that failed."""
-MANAGER: Final = "tensorfusion-hypervisor"
-CONDITION: Final = "Frozen"
-"""Condition of a pod: its worker is off its devices."""
 
 
 @dataclass(slots=True)
@@ -70,7 +68,8 @@ class WorkerFreezer:
         pool_of: Names the pool of a node.
         pod_of: Finds the pod of a worker.
 
-    Concurrency: one thread runs it; `freeze` and `frozen` may be called from others.
+    Concurrency: one thread runs it, and others move the workers; `freeze` and `frozen` may be
+    called from any.
     """
 
     def __init__(
@@ -94,8 +93,8 @@ class WorkerFreezer:
         self._rules = rules
         self._pool_of = pool_of
         self._pod_of = pod_of
-        self._store = store
-        self._events = events
+        self._report = FreezeReport(pod_of, store, events, clock)
+        self._moves = Moves()
         self._instruments = instruments
         self._clock = clock
         self._seen: dict[tuple[str, str], _Seen] = {}
@@ -104,10 +103,16 @@ class WorkerFreezer:
     def run(self, stop: threading.Event) -> None:
         """Look until ``stop`` is set."""
         while not stop.is_set():
-            self.run_once()
+            self._look_around()
             self._clock.wait(stop, TICK_SECONDS)
+        self._moves.close()
 
     def run_once(self) -> None:
+        """Look once, and return when all that it began is done."""
+        self._look_around()
+        self._moves.wait()
+
+    def _look_around(self) -> None:
         """Thaw who waits; now and then freeze who is idle, and tell how all are."""
         now = self._clock.monotonic()
         looks = now - self._looked_at >= IDLE_LOOK_SECONDS
@@ -130,17 +135,19 @@ class WorkerFreezer:
         """Take a worker to host memory now, to make room for others.
 
         Raises:
-            BackendError: Nobody could tell when it waits, it was thawed just now, keeps its place by annotation, or cannot be frozen.
+            BackendError: Nobody could tell when it waits, it was thawed just now, keeps its place
+                by annotation, leaves, is being moved, or cannot be frozen.
         """
         spec = next((s for s in self._promised(node) if s.worker == worker), None)
         seen = self._seen.get((node, worker))
         if not self._tells_waiting:
             raise BackendError("freezer", f"node {node!r}: nobody would know when to thaw a worker")
-        if spec is None or spec.annotations.get(names.FREEZE) == Tier.HOT:
+        if spec is None or self._wanted(spec) == Tier.HOT:
             raise BackendError("freezer", f"worker {worker!r} must not be frozen")
         if seen is not None and self._clock.monotonic() - seen.thawed_at < REST_SECONDS:
             raise BackendError("freezer", f"worker {worker!r} was thawed just now")
-        self._freeze(node, spec, Tier.WARM)
+        with self._moves.alone((node, worker)):
+            self._freeze(node, spec, Tier.WARM)
 
     def frozen(self, node: str) -> Collection[str]:
         """The frozen workers of a node."""
@@ -153,29 +160,50 @@ class WorkerFreezer:
             spec = specs.get(row.worker)
             if spec is None:
                 continue
-            wanted = spec.annotations.get(names.FREEZE)
+            wanted = self._wanted(spec)
             # One that nobody could see waiting comes back when its annotation goes.
             waits = row.waiting or not self._tells_waiting
             if wanted == Tier.HOT or (waits and wanted not in (Tier.WARM, Tier.COLD)):
-                self._thaw(node, session, spec, row)
+                self._begin_thaw(node, session, spec, row)
 
-    def _thaw(self, node: str, session: NodeBackend, spec: WorkerSpec, row: FrozenWorker) -> None:
+    def _wanted(self, spec: WorkerSpec) -> str:
+        """The tier that the pod asks for; empty when it leaves that to the rules.
+
+        A pod that is deleted wants its devices: it has its grace period for putting things in
+        order, and a thread that waits in the driver cannot act on a signal.
+        """
+        pod = self._pod_of(spec)
+        if pod is None:
+            return spec.annotations.get(names.FREEZE, "")
+        if pod.metadata.deletion_timestamp:
+            return Tier.HOT.value
+        return pod.metadata.annotations.get(names.FREEZE, "")
+
+    def _begin_thaw(
+        self, node: str, session: NodeBackend, spec: WorkerSpec, row: FrozenWorker
+    ) -> None:
         seen = self._known(node, spec.worker)
-        if self._clock.monotonic() < seen.retry_at:
-            return
+        if self._clock.monotonic() >= seen.retry_at:
+            call = partial(self._thaw, node, session, spec, row, seen)
+            self._moves.thaw((node, spec.worker), call)
+
+    def _thaw(
+        self, node: str, session: NodeBackend, spec: WorkerSpec, row: FrozenWorker, seen: _Seen
+    ) -> None:
         labels = {"pool": self._pool_of(node), "node": node, "tier": row.tier.value}
         try:
             seconds = session.thaw(spec.worker)
         except BackendError as error:
             seen.retry_at = self._clock.monotonic() + RETRY_SECONDS
             self._instruments.count("tensorfusion_hypervisor_thaw_failures_total", labels)
-            self._event(spec, "ThawFailed", f"from tier {row.tier}: {error}", warning=True)
+            message = f"from tier {row.tier}: {error}"
+            self._report.event(spec, "ThawFailed", message, warning=True)
             return
         seen.active_at = seen.thawed_at = self._clock.monotonic()
         self._instruments.observe("tensorfusion_hypervisor_thaw_seconds", seconds, labels)
         text = f"{row.vram_bytes} bytes from tier {row.tier} in {seconds:.3f} s"
-        self._event(spec, "Thawed", text)
-        self._report(spec, condition(CONDITION, status=False, reason="Thawed", message=text))
+        self._report.event(spec, "Thawed", text)
+        self._report.thawed(spec, text)
 
     def _look(self, node: str, session: NodeBackend, specs: Mapping[str, WorkerSpec]) -> None:
         """Freeze who has been idle for long enough."""
@@ -197,7 +225,7 @@ class WorkerFreezer:
             if seen is None or now < seen.retry_at:
                 continue
             tier = tiers.get(spec.worker, Tier.HOT)
-            wanted = spec.annotations.get(names.FREEZE, "")
+            wanted = self._wanted(spec)
             if wanted in self._offered:
                 due = Tier(wanted)
             elif wanted == Tier.HOT or now - seen.thawed_at < REST_SECONDS:
@@ -206,7 +234,8 @@ class WorkerFreezer:
                 rule = rules.get(spec.qos, NEVER) if self._tells_waiting else NEVER
                 due = due_tier(rule, now - seen.active_at, tier, self._offered)
             if due is not tier:
-                self._try_freeze(node, spec, due, seen)
+                call = partial(self._try_freeze, node, spec, due, seen)
+                self._moves.freeze((node, spec.worker), call)
 
     def _note(self, node: str, use: WorkerUsage) -> None:
         """Remember whether a worker used anything since the last look; a new one did."""
@@ -228,7 +257,7 @@ class WorkerFreezer:
             self._freeze(node, spec, tier)
         except BackendError as error:
             seen.retry_at = self._clock.monotonic() + RETRY_SECONDS
-            self._event(spec, "FreezeFailed", f"to tier {tier}: {error}", warning=True)
+            self._report.event(spec, "FreezeFailed", f"to tier {tier}: {error}", warning=True)
 
     def _freeze(self, node: str, spec: WorkerSpec, tier: Tier) -> None:
         session = self._sessions[node]
@@ -240,49 +269,20 @@ class WorkerFreezer:
             return  # it has no processes: there is nothing to freeze
         labels = {"pool": self._pool_of(node), "node": node, "tier": tier.value}
         self._instruments.observe("tensorfusion_hypervisor_freeze_seconds", seconds, labels)
-        self._event(spec, "Frozen", f"{row.vram_bytes} bytes to tier {tier} in {seconds:.3f} s")
+        text = f"{row.vram_bytes} bytes to tier {tier} in {seconds:.3f} s"
+        self._report.event(spec, "Frozen", text)
+        self._report.frozen(spec, tier, row.vram_bytes)
 
     def _tell(
         self, node: str, session: NodeBackend, specs: Mapping[str, WorkerSpec]
     ) -> list[tuple[tuple[str, ...], float]]:
         """Write the pods' conditions, and count the frozen by tier."""
         counts = dict.fromkeys(self._offered, 0)
-        frozen = {row.worker: row for row in session.frozen()}
-        for row in frozen.values():
+        # Asked first: what is thawed while the list is read says so itself.
+        moving = self._moves.under_way()
+        for row in session.frozen():
             counts[row.tier] = counts.get(row.tier, 0) + 1
-            if row.worker in specs:
-                text = f"{row.vram_bytes} bytes in tier {row.tier}"
-                reason = f"In{row.tier.value.capitalize()}Tier"
-                told = condition(CONDITION, status=True, reason=reason, message=text)
-                self._report(specs[row.worker], told)
+            if row.worker in specs and (node, row.worker) not in moving:
+                self._report.frozen(specs[row.worker], row.tier, row.vram_bytes)
         pool = self._pool_of(node)
         return [((pool, node, tier.value), float(count)) for tier, count in counts.items()]
-
-    def _event(self, spec: WorkerSpec, reason: str, message: str, *, warning: bool = False) -> None:
-        pod = self._pod_of(spec)
-        log.info(reason, extra={"worker": f"{spec.namespace}/{spec.name}", "detail": message})
-        if pod is not None:
-            self._events.event(pod_view.reference(pod), reason, message, warning=warning)
-
-    def _report(self, spec: WorkerSpec, told: Condition) -> None:
-        """Write a condition, unless the pod has it already."""
-        pod = self._pod_of(spec)
-        if pod is None:
-            return
-        known = pod.status.conditions if pod.status is not None else ()
-        if any(c.type == CONDITION and c.message == told["message"] for c in known or ()):
-            return
-        name, namespace = pod.metadata.name, pod.metadata.namespace
-        try:
-            status = self._store.get(registry.PODS, name, namespace).get("status", {})
-            present = status.get("conditions", [])
-            self._store.patch(
-                registry.PODS,
-                name,
-                {"status": {"conditions": merge(present, [told], self._clock.now())}},
-                namespace,
-                subresource="status",
-                field_manager=MANAGER,
-            )
-        except ApiError as error:
-            log.info("condition not written", extra={"error": str(error)})

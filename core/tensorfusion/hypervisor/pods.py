@@ -57,6 +57,22 @@ class ContainerState:
         return self.last is not None and self.last.exit_code is not None and not self.waits_until
 
 
+@dataclass(frozen=True, slots=True)
+class LogChunk:
+    """A piece of a container's output.
+
+    Attributes:
+        attempt: The number of the attempt that it is of.
+        offset: Where the next piece begins.
+        ended: Nothing is written any more.
+    """
+
+    attempt: int
+    offset: int
+    data: bytes
+    ended: bool
+
+
 class PodRunner:
     """The processes of all pods.
 
@@ -64,7 +80,8 @@ class PodRunner:
         folder: Holds a folder per node; a pod's files are in ``NODE/pods/UID``: its
             working directory ``work``, and ``containers``.
 
-    Concurrency: `step`, `stop` and `remove` belong to one thread; `logs` may be called from any.
+    Concurrency: `step`, `stop` and `remove` belong to one thread, `trim_logs` to one that may be
+    another; `logs` may be called from any.
     """
 
     def __init__(self, folder: Path, clock: Clock) -> None:
@@ -94,8 +111,6 @@ class PodRunner:
                 self._start(pod, node, container, index, prepared)
                 last = container.last()
                 due = self._due(pod.spec.restart_policy, last)  # it may have ended already
-            elif last.exit_code is None:
-                container.trim(last.number)
             states.append(ContainerState(spec, last, due))
         return states
 
@@ -155,6 +170,11 @@ class PodRunner:
         self._containers = {k: c for k, c in self._containers.items() if k[1] != uid}
         self._asked.discard(uid)
 
+    def trim_logs(self) -> None:
+        """Shorten the logs that have grown too long."""
+        for container in self._containers.copy().values():
+            container.trim()
+
     def leaders(self, node: str, uid: str) -> list[int]:
         """Processes that lead a pod's containers, of those that run."""
         found = (container.running_leader() for container in self._all(node, uid))
@@ -174,26 +194,32 @@ class PodRunner:
             BadRequest: There are several containers and none is named, or it did not run before.
             NotFound: There is no such container.
         """
-        assert pod.spec is not None
-        known = [container.name for container in pod.spec.containers]
-        if not name and len(known) > 1:
-            raise BadRequest(
-                f"a container name must be specified for pod {pod.metadata.name}, choose one of:"
-                f" [{' '.join(known)}]"
-            )
-        name = name or known[0]
-        if name not in known:
-            raise NotFound(f"container {name} is not valid for pod {pod.metadata.name}")
+        name = choose_container(pod, name)
         container = self._reading(node, pod.metadata.uid, name)
-        last = container.last()
-        if last is None:
-            raise BadRequest(f'container "{name}" in pod "{pod.metadata.name}" has not started yet')
-        if previous and last.number == 0:
-            raise BadRequest(
-                f'previous terminated container "{name}" in pod "{pod.metadata.name}" not found'
-            )
-        number = last.number - int(previous)
+        number = _attempt(container, name, "previous" if previous else "newest")
         return _read(container, number, self._clock, follow=follow and not previous)
+
+    def read_log(self, node: str, uid: str, name: str, attempt: str, offset: int) -> LogChunk:
+        """Read one piece of a container's output, for who asks from elsewhere; any thread.
+
+        Args:
+            attempt: ``newest``, ``previous`` or a number.
+            offset: Where the piece begins; the end where the log is shorter by now.
+
+        Raises:
+            BadRequest: The container did not run, or not so often.
+            NotFound: There is no such pod here.
+        """
+        if not self._path(node, uid).is_dir():
+            raise NotFound(f"pod {uid[:80]!r} has no process on node {node}")
+        container = self._reading(node, uid, name)
+        number = _attempt(container, name, attempt)
+        ended = container.attempt(number).exit_code is not None
+        with container.log(number).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            start = file.seek(min(offset, size))
+            data = file.read(CHUNK_BYTES)
+        return LogChunk(number, start + len(data), data, ended)
 
     def _path(self, node: str, uid: str) -> Path:
         return self._folder / node / "pods" / uid
@@ -211,6 +237,44 @@ class PodRunner:
         path = self._path(node, uid) / "containers"
         found = sorted(p.name for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
         return [self._container(node, uid, name) for name in found]
+
+
+def choose_container(pod: Pod, name: str) -> str:
+    """The container that is meant; the only one where none is named.
+
+    Raises:
+        BadRequest: There are several and none is named.
+        NotFound: There is no such container.
+    """
+    assert pod.spec is not None
+    known = [container.name for container in pod.spec.containers]
+    if not name and len(known) > 1:
+        raise BadRequest(
+            f"a container name must be specified for pod {pod.metadata.name}, choose one of:"
+            f" [{' '.join(known)}]"
+        )
+    name = name or known[0]
+    if name not in known:
+        raise NotFound(f"container {name} is not valid for pod {pod.metadata.name}")
+    return name
+
+
+def _attempt(container: Container, name: str, attempt: str) -> int:
+    """The number of the attempt that is meant."""
+    last = container.last()
+    if last is None:
+        raise BadRequest(f'container "{name}" has not started yet')
+    if attempt == "newest":
+        return last.number
+    if attempt == "previous":
+        if last.number == 0:
+            raise BadRequest(f'previous terminated container "{name}" not found')
+        return last.number - 1
+    if not attempt.isascii() or not attempt.isdigit() or int(attempt) > last.number:
+        raise BadRequest(
+            f"attempt {attempt[:80]!r}: allowed are newest, previous and 0 to {last.number}"
+        )
+    return int(attempt)
 
 
 def _runs(container: Container) -> bool:

@@ -8,7 +8,7 @@ they run as processes of this machine; otherwise none is started.
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tensorfusion import names
 from tensorfusion.api import pod_view
@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 MANAGER = "tensorfusion-hypervisor"
 WATCH_SECONDS = 1.0
 """How often processes are looked at whose end nobody tells."""
-WATCHED_SECONDS = 10.0
-"""How often the others are, whose logs may have grown too long."""
+WATCHED_SECONDS = 60.0
+"""How often the others are, for what nobody thought of."""
 STOP_SECONDS = 0.2
 """How often processes are looked at that were asked to end."""
 KILL_SECONDS, KILL_POLL_SECONDS = 5.0, 0.05
@@ -79,6 +79,8 @@ class WorkerController:
         self._events = events
         self._specs: dict[str, WorkerSpec] = {}
         self._node_of: dict[str, str] = {}
+        self._promised: dict[str, list[WorkerSpec]] = {}
+        """What `promised` answers; another one after every change."""
         self._prepared: dict[str, PreparedWorker] = {}
         self._started: dict[str, tuple[str, str]] = {}
         """Pod to its node and uid, of those with processes."""
@@ -91,7 +93,8 @@ class WorkerController:
         self._users: dict[str, set[str]] = {}
         """Worker to the keys of the pods that use it."""
         self.controller = Controller("hypervisor-workers", self.reconcile, clock=clock)
-        self.exits = ExitWatch(self.controller.queue.add)
+        chore = runner.trim_logs if runner is not None else lambda: None
+        self.exits = ExitWatch(self.controller.queue.add, chore, clock)
         pods.subscribe(self._changed)
 
     def _changed(self, change: Change[Pod]) -> None:
@@ -248,10 +251,16 @@ class WorkerController:
         for key in self._specs.copy():
             self.controller.queue.add(key)
 
-    def promised(self, node: str) -> list[WorkerSpec]:
-        """The workers of a node as their pods ask for them; safe from any thread."""
-        nodes = self._node_of.copy()
-        return [spec for key, spec in self._specs.copy().items() if nodes.get(key) == node]
+    def promised(self, node: str) -> Sequence[WorkerSpec]:
+        """The workers of a node as their pods ask for them; safe from any thread.
+
+        The same object as last time as long as nothing changed.
+        """
+        lists = self._promised
+        if node not in lists:
+            nodes = self._node_of.copy()
+            lists[node] = [s for key, s in self._specs.copy().items() if nodes.get(key) == node]
+        return lists[node]
 
     def override(self, worker: str, gflops: int | None, vram_bytes: int | None) -> Share:
         """Change a running worker's limits until its pod asks for something else.
@@ -349,6 +358,7 @@ class WorkerController:
         self._specs[key] = spec
         self._node_of[key] = node
         self._users.setdefault(spec.worker, set()).add(key)
+        self._promised = {}
 
     def _release(self, key: str) -> None:
         """Let a pod go; its worker ends with the last pod that uses it.
@@ -367,6 +377,7 @@ class WorkerController:
         else:
             self._users[spec.worker].discard(key)
         del self._specs[key], self._node_of[key]
+        self._promised = {}
         self._prepared.pop(key, None)
 
     def _finish_deletion(self, key: str) -> None:

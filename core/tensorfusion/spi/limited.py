@@ -56,6 +56,14 @@ class LimitedWorkers(Protocol):
         """
         ...
 
+    def wants_memory(self) -> bool:
+        """Whether some worker waits for memory of a full device.
+
+        Asked several times a second in place of a whole reading, so it must cost little; it may be
+        true for nothing now and then.
+        """
+        ...
+
     def attest(self, worker: str) -> Sequence[Attested]:
         """What the running processes of a worker attest; empty for one that is not known."""
         ...

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from tensorfusion.spi.limited import Attested
-from tensorfusion_native.processes import start_ticks
+from tensorfusion_native.processes import UNREADABLE, start_ticks
 
 MOST_BYTES = 4096
 """Of one file; the limiter writes at most 512."""
@@ -29,7 +29,7 @@ def decode_attestation(content: bytes) -> Attested | None:
         return None
     try:
         row = msgspec.json.decode(content, type=_Row)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         return None
     if not 0 < row.pid < 1 << 31:
         return None

@@ -1,29 +1,69 @@
 """Limits of a node session's workers: what a vendor's backend asks of the limiter."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import mmap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tensorfusion.errors import BackendError
 from tensorfusion.spi.backend import Mount, Pressure, WorkerSpec
 from tensorfusion.spi.limited import Attested, LimiterFaults
+from tensorfusion_native import layout
 from tensorfusion_native.attestation import read_attestations
 from tensorfusion_native.libraries import Libraries
 from tensorfusion_native.states import State, decode_state
 from tensorfusion_native.workers import WorkerRecord, Workers
 
 NO_PRESSURE = Pressure()
+Row = tuple[str, int]
+"""A worker, and the place of a device among its devices."""
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """What the limiter counted of a worker on a device; bytes as its ledger has them."""
+class Counters(NamedTuple):
+    """What the limiter counted of a worker on a device; bytes as its ledger has them.
+
+    Attributes:
+        charged_seconds: Device time charged, each piece as the measurement of its time trimmed it;
+            never less than at an earlier reading, though corrections take some back.
+    """
 
     throttled_seconds: float = 0.0
     denied: int = 0
     used_bytes: int = 0
     charged_seconds: float = 0.0
     pressure: Pressure | None = None
+
+
+NOTHING = Counters()
+
+
+class _Copies:
+    """Copies from the workers' ledgers; where they lie is looked up when it may have changed.
+
+    Args:
+        offset: Of the part that is copied, in a device's state. ``size``: its bytes.
+    """
+
+    def __init__(self, workers: Workers, offset: int, size: int) -> None:
+        self._workers = workers
+        self._offset, self._size = offset, size
+        self._rows: Sequence[Row] = ()
+        self._areas: list[tuple[mmap.mmap | bytes, slice]] = []
+        self._generation = 0
+
+    def take(self, rows: Sequence[Row]) -> list[bytes]:
+        """Copy the part of each row; empty where the files cannot be read."""
+        if rows is not self._rows or self._workers.generation != self._generation:
+            self._areas = [self._find(*row) for row in rows]
+            self._rows, self._generation = rows, self._workers.generation
+        return [area[cut] for area, cut in self._areas]
+
+    def _find(self, worker: str, row: int) -> tuple[mmap.mmap | bytes, slice]:
+        try:
+            area, start = self._workers.place(worker, row)
+        except (OSError, ValueError, IndexError):
+            return b"", slice(0)
+        return area, slice(start + self._offset, start + self._offset + self._size)
 
 
 class Enforcer:
@@ -40,7 +80,10 @@ class Enforcer:
         self._libraries = libraries
         self._context_bytes = context_bytes
         self._workers = Workers(folder / "workers")
-        self._counted: dict[tuple[str, int], tuple[bytes, Counters]] = {}
+        self._counted: dict[Row, _Counted] = {}
+        self._states = _Copies(self._workers, 0, layout.DEVICE_STATE_BYTES)
+        self._wishes = _Copies(self._workers, layout.DEVICE_STATE["wanted_bytes"], 8)
+        self._limited: list[Row] = []
 
     def put(self, spec: WorkerSpec, whole_gflops: int) -> None:
         """Make a worker's files, or put its changed share in force at once.
@@ -70,6 +113,9 @@ class Enforcer:
             raise BackendError(
                 "limiter", f"worker {spec.namespace}/{spec.name}: {error}"
             ) from error
+        rows = [(spec.worker, row) for row in range(len(spec.devices))]
+        if not set(rows) <= set(self._limited):
+            self._limited = [*(r for r in self._limited if r[0] != spec.worker), *rows]
 
     def environment(self, worker: str) -> Mapping[str, str]:
         """The variables that put a process under the worker's limits."""
@@ -81,26 +127,45 @@ class Enforcer:
         return (Mount(library, library), Mount(folder, folder, read_only=False))
 
     def counters(self, spec: WorkerSpec, uuid: str) -> Counters:
-        """Read the counters of one device; zeros where the files cannot be read.
+        """Read the counters of one device; zeros where the files cannot be read."""
+        row = (spec.worker, spec.devices.index(uuid) if uuid in spec.devices else -1)
+        return self.decode(row, _Copies(self._workers, 0, layout.DEVICE_STATE_BYTES).take([row])[0])
 
-        The same object as last time as long as nothing changed.
+    def copy(self, rows: Sequence[Row]) -> list[bytes]:
+        """Copy what the processes of workers share about their devices, as it lies in memory.
+
+        This is what is done many times a second: it costs a copy per row as long as ``rows`` is the
+        same object, so give it the same one while nothing changed.
+
+        Returns:
+            A copy per row, for `decode`; empty where the files cannot be read.
         """
+        return self._states.take(rows)
+
+    def wants_memory(self) -> bool:
+        """Whether some worker waits for memory, or a process of one was killed while it did."""
+        return any(map(any, self._wishes.take(self._limited)))
+
+    def decode(self, row: Row, raw: bytes) -> Counters:
+        """Read a copy of a row's state; the same object as last time as long as nothing changed."""
+        known = self._counted.get(row)
+        if known is not None and known.raw == raw and not known.wanted:
+            return known.told
+        if not raw:
+            return NOTHING
+        state = decode_state(raw)
         try:
-            row = spec.devices.index(uuid)
-            raw = self._workers.state(spec.worker, row)
-            key = (spec.worker, row)
-            known = self._counted.get(key)
-            if known is not None and known[0] == raw:
-                return known[1]
-            state = decode_state(raw)
             # Waiting ends without a trace where the process that waits is killed.
-            wanted = self._workers.wanted(spec.worker, row) if state.wanted_bytes else 0
-        except (OSError, ValueError, IndexError):
-            return Counters()
-        found = _counters(state, wanted)
-        if not wanted:
-            self._counted[key] = (raw, found)
-        return found
+            wanted = self._workers.wanted(*row) if state.wanted_bytes else 0
+        except (OSError, ValueError):
+            return NOTHING
+        before, sum_ns, least = 0, 0.0, 0.0
+        if known is not None:
+            before, sum_ns, least = known.charged_ns, known.sum_ns, known.told.charged_seconds
+        sum_ns += _signed(state.charged_ns - before) * state.trim_ratio
+        told = _counters(state, wanted, max(least, sum_ns / 1e9))
+        self._counted[row] = _Counted(raw, wanted, state.charged_ns, sum_ns, told)
+        return told
 
     def beat(self) -> None:
         """Give every worker a sign of life."""
@@ -121,14 +186,30 @@ class Enforcer:
     def remove(self, worker: str) -> None:
         """Forget a worker; one that is not known is fine."""
         self._workers.remove(worker)
-        self._counted = {key: known for key, known in self._counted.items() if key[0] != worker}
+        self._counted = {row: known for row, known in self._counted.items() if row[0] != worker}
+        self._limited = [row for row in self._limited if row[0] != worker]
 
     def close(self) -> None:
         """Unmap the files; the workers keep running under their limits."""
         self._workers.close()
 
 
-def _counters(state: State, wanted: int) -> Counters:
+class _Counted(NamedTuple):
+    """The last reading of a device: its bytes, what came of them, and the sum of what was charged."""
+
+    raw: bytes
+    wanted: int
+    charged_ns: int
+    sum_ns: float
+    told: Counters
+
+
+def _signed(word: int) -> int:
+    """A difference of two words of 64 bit, which corrections make negative at times."""
+    return (word + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _counters(state: State, wanted: int, charged_seconds: float) -> Counters:
     pressure = NO_PRESSURE
     if wanted or state.was_full():
         pressure = Pressure(
@@ -144,6 +225,6 @@ def _counters(state: State, wanted: int) -> Counters:
         state.throttled_ns / 1e9,
         state.denied,
         state.used_bytes,
-        state.charged_ns * state.trim_ratio / 1e9,
+        charged_seconds,
         pressure,
     )

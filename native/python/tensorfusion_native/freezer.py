@@ -24,7 +24,7 @@ from tensorfusion_native.checkpoint import (
     Checkpoints,
     ProcessState,
 )
-from tensorfusion_native.processes import start_ticks
+from tensorfusion_native.processes import UNREADABLE, start_ticks
 
 log = logging.getLogger(__name__)
 RECORD = "frozen.json"
@@ -273,7 +273,7 @@ def read_record(folder: Path) -> FrozenRecord | None:
     """Read what is frozen; None where nothing is, or the record is not complete."""
     try:
         return msgspec.json.decode((folder / RECORD).read_bytes(), type=FrozenRecord)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *UNREADABLE):
         return None
 
 

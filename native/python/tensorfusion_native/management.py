@@ -5,8 +5,10 @@ more: to be told its state file, and to tell the truth about its processes.
 """
 
 import ctypes as c
+import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tensorfusion.errors import BackendError
 
@@ -44,14 +46,8 @@ class _Process(c.Structure):
     )
 
 
-class _TruthRow(c.Structure):
-    _fields_ = (
-        ("pid", c.c_uint32),
-        ("alive", c.c_uint32),
-        ("start_ticks", c.c_uint64),
-        ("used_bytes", c.c_uint64),
-        ("busy_ns", c.c_uint64),
-    )
+_TRUTH = struct.Struct("=I?3xQQQ")
+"""A row of the simulator's account, in the order of `ProcessTruth`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +72,7 @@ class Reading:
     clock_hertz: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessTruth:
+class ProcessTruth(NamedTuple):
     """What the simulator knows of a process: bytes held, and nanoseconds in which it kept the device busy."""
 
     pid: int
@@ -173,14 +168,13 @@ class Management:
 
     def truth(self, index: int) -> list[ProcessTruth]:
         """What the simulated driver knows of its processes, also of some that ended."""
-        rows = (_TruthRow * _ROWS)()
+        rows = c.create_string_buffer(_TRUTH.size * _ROWS)
         found = self._library.tfSimProcesses(c.c_uint(index), rows, c.c_uint(_ROWS))
         if found < 0:
             raise BackendError("simulated driver", f"no device {index}")
-        return [
-            ProcessTruth(r.pid, bool(r.alive), r.start_ticks, r.used_bytes, r.busy_ns)
-            for r in rows[:found]
-        ]
+        return list(
+            map(ProcessTruth._make, _TRUTH.iter_unpack(memoryview(rows)[: found * _TRUTH.size]))
+        )
 
     def _device(self, index: int) -> Device:
         handle, memory = self._handle(index), _Memory()

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tensorfusion_native.management import ProcessTruth
 from tensorfusion_native.processes import worker_of
@@ -12,8 +13,7 @@ WINDOW_SECONDS = 1.0
 """Rates are over the last second, or since the last reading where that is longer ago."""
 
 
-@dataclass(frozen=True, slots=True)
-class Metered:
+class Metered(NamedTuple):
     """Share of the device's time in the last window, 0 to 1; bytes held now; time used so far."""
 
     ratio: float = 0.0
@@ -47,24 +47,19 @@ class Meter:
 
     def read(self, rows: Sequence[ProcessTruth], workers: Sequence[str]) -> dict[str, Metered]:
         """Take the truth as of now; one entry per worker."""
+        accounts = {name: self._accounts.get(name) or _Account() for name in workers}
         used = dict.fromkeys(workers, 0)
         seen: dict[tuple[int, int], tuple[str, int]] = {}
-        for row in rows:
-            key = (row.pid, row.start_ticks)
-            worker, before = self._seen.get(key, ("", 0))
-            worker = worker or (worker_of(row.pid) if row.alive else "")
-            seen[key] = (worker, row.busy_ns)
+        for pid, alive, start_ticks, used_bytes, busy_ns in rows:
+            worker, before = self._seen.get((pid, start_ticks), ("", 0))
+            worker = worker or (worker_of(pid) if alive else "")
+            seen[pid, start_ticks] = (worker, busy_ns)
             if worker in used:
-                self._account(worker).busy_ns += row.busy_ns - before
-                used[worker] += row.used_bytes
-        self._seen = seen
-        self._accounts = {name: self._account(name) for name in workers}
+                accounts[worker].busy_ns += busy_ns - before
+                used[worker] += used_bytes
+        self._seen, self._accounts = seen, accounts
         now = time.monotonic()
-        found = {}
-        for name in workers:
-            account = self._account(name)
-            found[name] = Metered(account.ratio(now), used[name], account.busy_ns / 1e9)
-        return found
-
-    def _account(self, worker: str) -> _Account:
-        return self._accounts.setdefault(worker, _Account())
+        return {
+            name: Metered(account.ratio(now), used[name], account.busy_ns / 1e9)
+            for name, account in accounts.items()
+        }

@@ -1,10 +1,15 @@
 """Processes of workers, as the kernel knows them."""
 
 from pathlib import Path
+from typing import Final
+
+import msgspec
 
 PROC = Path("/proc")
 WORKER_NAME_VARIABLE = "TENSORFUSION_WORKER"
 """Names the worker in the environment of its processes; children inherit it."""
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding a JSON file raises that is damaged, or that somebody else wrote."""
 
 
 def start_ticks(pid: int) -> int:
@@ -13,10 +18,11 @@ def start_ticks(pid: int) -> int:
     Fields 3 and 22 of ``stat`` (proc(5)); the second may contain spaces, the last ``)`` ends it.
     """
     try:
-        fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        # A process may give itself a name that is no text.
+        fields = (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return 0
-    return 0 if fields[0] in "ZX" else int(fields[19])
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 def worker_of(pid: int) -> str:

@@ -29,6 +29,7 @@ FULL_POLICIES = {
 """What an allocation within the cap does when the card is full, by name."""
 
 _ROW = struct.Struct("<48sQQQIIQQ")
+_BEAT, _BEAT_AT = struct.Struct("<Q"), layout.LIMITS["heartbeat_ns"]
 _CLASSES = ("plain", "managed", "pool", "physical", "array", "context", "graph", "spilled")
 LONGEST_WAIT_SECONDS = 24 * 3600
 _FULL_COUNTERS = (
@@ -322,21 +323,23 @@ class WorkerRegion:
         struct.pack_into("<I", self._limits, at["sequence"], sequence + 1 & 0xFFFFFFFF)
         self._wake()
 
-    def beat(self) -> None:
-        """Give a sign of life."""
-        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        struct.pack_into("<Q", self._limits, layout.LIMITS["heartbeat_ns"], now)
+    def beat(self, now_ns: int = 0) -> None:
+        """Give a sign of life; ``now_ns`` of ``CLOCK_MONOTONIC``, for who has just asked it."""
+        _BEAT.pack_into(
+            self._limits, _BEAT_AT, now_ns or time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        )
 
-    def state(self, row: int) -> bytes:
-        """Copy one device's shared state; `states.decode_state` reads it.
+    def place(self, row: int) -> tuple[mmap.mmap, int]:
+        """Where one device's shared state lies, for who copies it often: the file and the offset.
+
+        `states.decode_state` reads a copy. Once the region is closed, copying raises ValueError.
 
         Raises:
             IndexError: There is no such row.
         """
         if not 0 <= row < layout.DEVICES:
             raise IndexError(f"worker {self.folder}: row {row} must be 0 to {layout.DEVICES - 1}")
-        base = layout.LEDGER["states"] + row * layout.DEVICE_STATE_BYTES
-        return self._ledger[base : base + layout.DEVICE_STATE_BYTES]
+        return self._ledger, layout.LEDGER["states"] + row * layout.DEVICE_STATE_BYTES
 
     def use(self, row: int) -> DeviceUse:
         """Read one device's shared state.

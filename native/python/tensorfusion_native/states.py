@@ -5,19 +5,12 @@ from typing import Final, NamedTuple
 
 from tensorfusion_native import layout
 
-_WORDS: Final = layout.DEVICE_STATE["trim_ppm"] // 8
-"""Fields of 64 bit come first, the small ones after them."""
-_SMALL: Final = (layout.DEVICE_STATE_BYTES - layout.DEVICE_STATE["trim_ppm"]) // 4
-_STATE: Final = struct.Struct(f"<{_WORDS}Q{_SMALL}I")
-
 
 class State(NamedTuple):
-    """The fields of ``device_state`` that an owner looks at, under their names there."""
+    """The fields of ``device_state`` that an owner looks at, under their names and in their order."""
 
     used_bytes: int
     denied: int
-    charged_ns: int
-    throttled_ns: int
     spilled_bytes: int
     spilled_total_bytes: int
     wanted_bytes: int
@@ -25,6 +18,8 @@ class State(NamedTuple):
     full_waits: int
     full_waited_ns: int
     evict_requests: int
+    charged_ns: int
+    throttled_ns: int
     trim_ppm: int
 
     @property
@@ -39,13 +34,21 @@ class State(NamedTuple):
         )
 
 
-def _index(name: str) -> int:
-    offset = layout.DEVICE_STATE[name]
-    small = layout.DEVICE_STATE["trim_ppm"]
-    return offset // 8 if offset < small else _WORDS + (offset - small) // 4
+def _format() -> str:
+    """The layout with padding for the fields that nobody looks at.
+
+    Fields of 64 bit come first, from ``trim_ppm`` on they have 32.
+    """
+    text, end = "<", 0
+    for name in State._fields:
+        offset = layout.DEVICE_STATE[name]
+        small = offset >= layout.DEVICE_STATE["trim_ppm"]
+        text += f"{offset - end}x{'I' if small else 'Q'}"
+        end = offset + (4 if small else 8)
+    return f"{text}{layout.DEVICE_STATE_BYTES - end}x"
 
 
-_INDEXES: Final = tuple(_index(name) for name in State._fields)
+_STATE: Final = struct.Struct(_format())
 
 
 def decode_state(raw: bytes) -> State:
@@ -56,5 +59,4 @@ def decode_state(raw: bytes) -> State:
     """
     if len(raw) != layout.DEVICE_STATE_BYTES:
         raise ValueError(f"a device's state has {layout.DEVICE_STATE_BYTES} bytes, got {len(raw)}")
-    values = _STATE.unpack(raw)
-    return State._make([values[index] for index in _INDEXES])
+    return State._make(_STATE.unpack(raw))

@@ -3,15 +3,17 @@
 The same for every owner: a vendor's session of a node, and `tensorfusion run`.
 """
 
+import mmap
 import os
 import shutil
+import time
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 import msgspec
 
 from tensorfusion_native.libraries import Libraries
-from tensorfusion_native.processes import WORKER_NAME_VARIABLE, start_ticks
+from tensorfusion_native.processes import UNREADABLE, WORKER_NAME_VARIABLE, start_ticks
 from tensorfusion_native.region import DeviceLimit, DeviceUse, Faults, FullPolicy, WorkerRegion
 
 RECORD = "worker.json"
@@ -79,6 +81,8 @@ class Workers:
         self.folder = folder
         self._regions: dict[str, WorkerRegion] = {}
         self._beats = False
+        self.generation = 0
+        """Another number means that some worker's files are other ones."""
 
     def put(self, record: WorkerRecord) -> None:
         """Make a worker, or give one that is there its new limits.
@@ -93,6 +97,7 @@ class Workers:
         path = self.path(record.name)
         if known is None:
             shutil.rmtree(path, ignore_errors=True)
+            self.generation += 1
             self._regions[record.name] = WorkerRegion.create(
                 path, record.limits(), heartbeat=self._beats, full=record.full_policy()
             )
@@ -112,8 +117,9 @@ class Workers:
                     self._write(record)
                 except (OSError, ValueError):
                     continue  # not usable; `put` makes it anew
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         for region in self._regions.values():
-            region.beat()
+            region.beat(now)
 
     def faults(self, name: str) -> Faults:
         """Read a worker's counters of faults.
@@ -127,7 +133,7 @@ class Workers:
         """Read one worker; None when there is none, or its files are not complete."""
         try:
             return msgspec.json.decode((self.path(name) / RECORD).read_bytes(), type=WorkerRecord)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, *UNREADABLE):
             return None
 
     def records(self) -> list[WorkerRecord]:
@@ -147,13 +153,16 @@ class Workers:
         region = self._region(name)
         return [region.use(row) for row in range(len(record.devices) if record else 0)]
 
-    def state(self, name: str, row: int) -> bytes:
-        """What the processes of a worker share about one of its devices, as it lies in memory.
+    def place(self, name: str, row: int) -> tuple[mmap.mmap, int]:
+        """Where lies what the processes of a worker share about one of its devices: file and offset.
+
+        It holds as long as `generation` is the same.
 
         Raises:
+            IndexError: A worker has no such row.
             OSError, ValueError: There is no such worker, or its files have another layout.
         """
-        return self._region(name).state(row)
+        return self._region(name).place(row)
 
     def wanted(self, name: str, row: int) -> int:
         """Bytes that a worker's living processes wait for on a device that is full.
@@ -185,12 +194,14 @@ class Workers:
     def remove(self, name: str) -> None:
         """Forget a worker; processes that still run keep their last limits."""
         region = self._regions.pop(name, None)
+        self.generation += 1
         if region is not None:
             region.close()
         shutil.rmtree(self.path(name), ignore_errors=True)
 
     def close(self) -> None:
         """Unmap everything; the workers stay."""
+        self.generation += 1
         for region in self._regions.values():
             region.close()
         self._regions.clear()

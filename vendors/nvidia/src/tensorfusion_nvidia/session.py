@@ -183,6 +183,11 @@ class NvidiaSession:
             if self._enforcer is not None:
                 self._enforcer.beat()
 
+    def wants_memory(self) -> bool:
+        """Whether some worker waits for memory; never where the limiter is not installed."""
+        with self._lock:
+            return self._enforcer is not None and self._enforcer.wants_memory()
+
     def attest(self, worker: str) -> Sequence[Attested]:
         """What the processes of a worker attest; nothing without the limiter."""
         return () if self._enforcer is None else self._enforcer.attest(worker)

@@ -89,6 +89,7 @@ class DriverSession:
             devices={uuid: device.index for uuid, device in self._devices.items()},
             gflops={uuid: card.compute_gflops for uuid, card in self._cards.items()},
             limited=_is_limited,
+            lock=self._lock,
         )
         self._suspension = Suspension(
             self._machine.checkpoints(),
@@ -208,6 +209,11 @@ class DriverSession:
         """Give every worker a sign of life."""
         with self._lock:
             self._enforcer.beat()
+
+    def wants_memory(self) -> bool:
+        """Whether some worker waits for memory."""
+        with self._lock:
+            return self._enforcer.wants_memory()
 
     def attest(self, worker: str) -> Sequence[Attested]:
         """What the processes of a worker attest."""

@@ -1,31 +1,73 @@
 """What workers use of the simulated driver's devices, read as often as anyone likes.
 
 The simulator's own account is exact and dear to read, so it is read once a second; in between, the
-limiter's ledgers in shared memory say what was added. Where nothing changed, nothing is made anew.
+limiter's ledgers in shared memory say what was added. A reading copies these and no more: rows are
+made of the copies when somebody looks, and only where something changed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import overload
 
 from tensorfusion.clock import Clock
 from tensorfusion.spi.backend import WorkerSpec, WorkerUsage
-from tensorfusion_native.enforcement import Counters, Enforcer
+from tensorfusion_native.enforcement import NOTHING, Counters, Enforcer, Row
 from tensorfusion_native.management import Management
 from tensorfusion_native.metering import Meter, Metered
 
 MEASURE_SECONDS = 0.9
 """Just below a second, so that who reads once a second always gets a new measurement."""
-NOTHING = Counters()
+
+
+class UsageRows(Sequence[WorkerUsage]):
+    """One reading, whose rows are made when they are first looked at.
+
+    Concurrency: any thread may look.
+    """
+
+    def __init__(self, make: Callable[[], list[WorkerUsage]]) -> None:
+        self._make: Callable[[], list[WorkerUsage]] | None = make
+        self._made: list[WorkerUsage] = []
+
+    def _rows(self) -> list[WorkerUsage]:
+        make = self._make
+        if make is not None:
+            self._made = make()
+            self._make = None  # after the rows are there: other threads may look meanwhile
+        return self._made
+
+    def __len__(self) -> int:
+        return len(self._rows())
+
+    def __iter__(self) -> Iterator[WorkerUsage]:
+        return iter(self._rows())
+
+    @overload
+    def __getitem__(self, index: int) -> WorkerUsage: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[WorkerUsage]: ...
+    def __getitem__(self, index: int | slice) -> WorkerUsage | list[WorkerUsage]:
+        return self._rows()[index]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A worker on a device. ``row``: its place in the copies; -1 without a limiter."""
+
+    uuid: str
+    spec: WorkerSpec
+    row: int
 
 
 @dataclass(slots=True)
 class _Seen:
-    """A worker on a device at the last reading: what was measured, counted and told."""
+    """A worker on a device at the last look: what was measured, counted and told."""
 
     metered: Metered
     charged_then: float
     counters: Counters
-    row: WorkerUsage
+    told: WorkerUsage
 
 
 class UsageReader:
@@ -35,8 +77,7 @@ class UsageReader:
         devices: The driver's ordinal by uuid.
         gflops: Rate of a device by uuid.
         limited: Whether a worker runs under the limiter.
-
-    Concurrency: the session's lock guards it.
+        lock: The session's, which guards all of this and is held for `read`.
     """
 
     def __init__(
@@ -48,6 +89,7 @@ class UsageReader:
         devices: Mapping[str, int],
         gflops: Mapping[str, int],
         limited: Callable[[WorkerSpec], bool],
+        lock: AbstractContextManager[object],
     ) -> None:
         self._management = management
         self._enforcer = enforcer
@@ -55,49 +97,105 @@ class UsageReader:
         self._devices = dict(devices)
         self._gflops = dict(gflops)
         self._limited = limited
+        self._lock = lock
         self._meters = {uuid: Meter() for uuid in devices}
         self._measured: dict[str, dict[str, Metered]] = {uuid: {} for uuid in devices}
         self._measured_at = float("-inf")
-        self._known: set[str] = set()
+        self._workers: Mapping[str, WorkerSpec] = {}
+        self._places: list[_Place] = []
+        self._rows: list[Row] = []
+        self._base: dict[Row, bytes] = {}
+        """The copies at the last measurement."""
         self._seen: dict[tuple[str, str], _Seen] = {}
 
-    def read(self, workers: Mapping[str, WorkerSpec]) -> list[WorkerUsage]:
-        """Read all workers, by device."""
-        now = self._clock.now()
-        moment = self._clock.monotonic()
-        if moment - self._measured_at >= MEASURE_SECONDS or workers.keys() != self._known:
-            self._measure(workers)
-            self._measured_at, self._known = moment, set(workers)
-        by_device: dict[str, list[WorkerSpec]] = {uuid: [] for uuid in self._devices}
-        for spec in workers.values():
-            for uuid in spec.devices:
-                by_device[uuid].append(spec)
-        return [self._row(uuid, spec, now) for uuid, specs in by_device.items() for spec in specs]
+    def read(self, workers: Mapping[str, WorkerSpec]) -> UsageRows:
+        """Read all workers, by device.
 
-    def _measure(self, workers: Mapping[str, WorkerSpec]) -> None:
-        for uuid, index in self._devices.items():
-            here = [spec.worker for spec in workers.values() if uuid in spec.devices]
-            truth = self._management.truth(index)
-            self._measured[uuid] = self._meters[uuid].read(truth, here)
-        present = {(uuid, w) for w, spec in workers.items() for uuid in spec.devices}
+        Args:
+            workers: Another object whenever one of them changed.
+        """
+        now, moment = self._clock.now(), self._clock.monotonic()
+        if workers is not self._workers:
+            self._place(workers)
+        copies = self._enforcer.copy(self._rows)
+        if moment - self._measured_at >= MEASURE_SECONDS:
+            self._measure()
+            self._measured_at = moment
+            self._base = dict(zip(self._rows, copies, strict=True))
+        places, measured, rows, base = self._places, self._measured, self._rows, self._base
+
+        def make() -> list[WorkerUsage]:
+            with self._lock:
+                found = []
+                for place in places:
+                    row = rows[place.row] if place.row >= 0 else None
+                    raw = copies[place.row] if row is not None else b""
+                    then = base.get(row, raw) if row is not None else b""
+                    metered = measured[place.uuid][place.spec.worker]
+                    found.append(self._row(place, row, metered, then, raw, now))
+                return found
+
+        return UsageRows(make)
+
+    def _place(self, workers: Mapping[str, WorkerSpec]) -> None:
+        """Take in that there are other workers, or that some changed."""
+        before = {(place.uuid, place.spec.worker) for place in self._places}
+        self._workers, self._places, self._rows = workers, [], []
+        by_device: dict[str, list[tuple[WorkerSpec, int]]] = {uuid: [] for uuid in self._devices}
+        for spec in workers.values():
+            limited = self._limited(spec)
+            for number, uuid in enumerate(spec.devices):
+                by_device[uuid].append((spec, len(self._rows) if limited else -1))
+                if limited:
+                    self._rows.append((spec.worker, number))
+        self._places = [
+            _Place(u, spec, row) for u, specs in by_device.items() for spec, row in specs
+        ]
+        present = {(place.uuid, place.spec.worker) for place in self._places}
+        if present != before:
+            self._measured_at = float("-inf")
         self._seen = {key: seen for key, seen in self._seen.items() if key in present}
 
-    def _row(self, uuid: str, spec: WorkerSpec, now: float) -> WorkerUsage:
-        counters = self._enforcer.counters(spec, uuid) if self._limited(spec) else NOTHING
-        metered = self._measured[uuid][spec.worker]
-        key = (uuid, spec.worker)
-        seen = self._seen.get(key)
-        if seen is not None and seen.metered is metered and seen.counters is counters:
-            return seen.row
-        then = counters.charged_seconds
-        if seen is not None and seen.metered is metered:
-            then = seen.charged_then
-        busy = metered.busy_seconds + max(0.0, counters.charged_seconds - then)
+    def _measure(self) -> None:
+        here: dict[str, list[str]] = {uuid: [] for uuid in self._devices}
+        for place in self._places:
+            here[place.uuid].append(place.spec.worker)
+        self._measured = {
+            uuid: self._meters[uuid].read(self._management.truth(index), here[uuid])
+            for uuid, index in self._devices.items()
+        }
+
+    def _row(
+        self,
+        place: _Place,
+        row: Row | None,
+        metered: Metered,
+        then: bytes,
+        raw: bytes,
+        now: float,
+    ) -> WorkerUsage:
+        """Make a worker's row on a device.
+
+        Args:
+            then: The copy of its counters when it was measured. ``raw``: now.
+        """
+        uuid, worker = place.uuid, place.spec.worker
+        seen = self._seen.get((uuid, worker))
+        same = seen is not None and seen.metered is metered
+        charged_then = seen.charged_then if seen is not None and same else 0.0
+        counters = NOTHING
+        if row is not None:
+            if not same:
+                charged_then = self._enforcer.decode(row, then).charged_seconds
+            counters = self._enforcer.decode(row, raw)
+        if seen is not None and same and seen.counters is counters:
+            return seen.told
+        busy = metered.busy_seconds + max(0.0, counters.charged_seconds - charged_then)
         if seen is not None:
             # What was charged since may turn out to be less than was estimated.
-            busy = max(busy, seen.row.busy_seconds_total)
-        row = WorkerUsage(
-            worker=spec.worker,
+            busy = max(busy, seen.told.busy_seconds_total)
+        told = WorkerUsage(
+            worker=worker,
             uuid=uuid,
             time=now,
             compute_gflops=metered.ratio * self._gflops[uuid],
@@ -107,5 +205,5 @@ class UsageReader:
             oom_total=counters.denied,
             pressure=counters.pressure,
         )
-        self._seen[key] = _Seen(metered, then, counters, row)
-        return row
+        self._seen[uuid, worker] = _Seen(metered, charged_then, counters, told)
+        return told
