@@ -188,14 +188,15 @@ static const char *open_region(const char *folder) {
   void *limits = map_file(folder, "limits", sizeof(struct tf_limits), false, &problem);
   void *ledger = limits ? map_file(folder, "ledger", sizeof(struct tf_ledger), true, &problem) : NULL;
   if (ledger) problem = other_layout(limits, ledger);
-  if (!problem) problem = tf_ledger_problem(ledger);
+  if (ledger && !problem) problem = tf_ledger_problem(ledger);
   tf_limits = limits;
-  if (!problem && !copy_limits(&views[0], &sequence, ATTACH_ATTEMPTS)) problem = "limits: checksum does not match";
-  if (problem) {
+  if (ledger && !problem && !copy_limits(&views[0], &sequence, ATTACH_ATTEMPTS))
+    problem = "limits: checksum does not match";
+  if (problem || !ledger) {
     tf_limits = NULL;
     if (limits) munmap(limits, sizeof(struct tf_limits));
     if (ledger) munmap(ledger, sizeof(struct tf_ledger));
-    return problem;
+    return problem ? problem : "file cannot be mapped";
   }
   tf_ledger = ledger;
   atomic_store(&current, &views[0]);
@@ -214,7 +215,8 @@ static void leave(void) {
   atomic_store(&self, NULL);
 }
 
-static struct tf_process *claim(void) {
+static struct tf_process *claim(struct tf_ledger *ledger) {
+  if (!ledger) return NULL;
   uint32_t pid = (uint32_t)getpid();
   uint64_t start = tf_start_ticks(pid), space = tf_pid_namespace();
   struct tf_process *chosen = NULL;
@@ -223,7 +225,7 @@ static struct tf_process *claim(void) {
     tf_ledger_lock();
     bool ours = false;
     for (uint32_t i = 0; i < TF_PROCESSES; i++) {
-      struct tf_process *slot = &tf_ledger->processes[i];
+      struct tf_process *slot = &ledger->processes[i];
       uint32_t holder = atomic_load(&slot->pid);
       /* Our own from before an exec: what it held went with the old program. */
       ours = holder == pid && slot->pid_namespace == space;
@@ -274,7 +276,7 @@ static enum tf_mode attach(void) {
   }
   const char *problem = tf_ledger && tf_limits ? NULL : open_region(folder);
   if (!problem) {
-    atomic_store(&self, claim());
+    atomic_store(&self, claim(tf_ledger));
     if (!tf_self()) problem = "no free process slot";
   }
   if (problem) {

@@ -503,7 +503,7 @@ SIM_EXPORT CUresult cuMemUnmap(CUdeviceptr address, size_t bytes) {
       result = CUDA_ERROR_OUT_OF_MEMORY;
     change_references(mapping.owner, 0, -1, NULL);
   }
-  return any ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+  return any ? result : CUDA_ERROR_INVALID_VALUE;
 }
 
 /* --- Arrays --- */
