@@ -238,7 +238,7 @@ def test_why_says_that_the_rule_or_the_neighbour_must_go():
     demand = pod("u1", apart=apart(HOSTNAME))
     answer = relax(engine, demand)
     steps = {step.kind: step for step in answer.alone}
-    assert steps.keys() == {"neighbours", "evict"}
+    assert steps.keys() == {"neighbours", "evict", "add-node"}, "a new node is a domain of its own"
     assert steps["evict"].evict == ("u0",)
     assert steps["neighbours"].shape.neighbours is None
     assert relax(engine, pod("u2", own="other")).alone == ()
