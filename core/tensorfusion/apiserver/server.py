@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import logging
 import socket
 import threading
@@ -13,6 +12,7 @@ from typing import Final
 import uvicorn
 
 from tensorfusion.apiserver.app import Application, Seams
+from tensorfusion.apiserver.listening import HOST, bind_loopback
 from tensorfusion.apiserver.security import (
     Credentials,
     ensure_credentials,
@@ -20,13 +20,11 @@ from tensorfusion.apiserver.security import (
     write_private,
 )
 from tensorfusion.clock import Clock, SystemClock
-from tensorfusion.errors import ConfigError, Unavailable
+from tensorfusion.errors import Unavailable
 from tensorfusion.sqlite import SQLiteStore
 
 logger = logging.getLogger(__name__)
 
-_HOST: Final = "127.0.0.1"
-_BACKLOG: Final = 512
 _START_SECONDS: Final = 15.0
 _STOP_SECONDS: Final = 10.0
 _SHUTDOWN_SECONDS: Final = 1
@@ -83,9 +81,10 @@ class ApiServer:
             ConfigError: The port is in use.
             Unavailable: The server does not come up.
         """
-        listener = self._bind()
+        listener = bind_loopback(self._port, self._folder / "port")
+        listener.setblocking(False)
         port = listener.getsockname()[1]
-        self.url = f"https://{_HOST}:{port}"
+        self.url = f"https://{HOST}:{port}"
         write_private(self._folder / "port", f"{port}\n".encode())
         write_private(self.kubeconfig_path, kubeconfig(self.url, self.credentials))
         application = Application(self._store, self.credentials, self.url, self._seams)
@@ -121,34 +120,6 @@ class ApiServer:
         finally:
             listener.close()
             self._started.set()
-
-    def _bind(self) -> socket.socket:
-        remembered = self._remembered_port()
-        candidates = [self._port] if self._port else [remembered, 0] if remembered else [0]
-        for port in candidates:
-            # With the protocol named, asyncio switches Nagle's algorithm off for connections.
-            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((_HOST, port))
-                listener.listen(_BACKLOG)
-            except OSError as error:
-                listener.close()
-                if error.errno == errno.EADDRINUSE and not self._port and port:
-                    continue
-                raise ConfigError(
-                    f"cannot listen on {_HOST}:{port}: {error.strerror}; choose another port, or "
-                    "end the program that uses it"
-                ) from error
-            listener.setblocking(False)
-            return listener
-        raise ConfigError(f"cannot listen on {_HOST}")
-
-    def _remembered_port(self) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            port = int((self._folder / "port").read_text())
-            return port if 0 < port < 65_536 else 0
-        return 0
 
     def stop(self) -> None:
         """End all streams and the thread; idempotent."""

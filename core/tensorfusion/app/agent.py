@@ -28,11 +28,9 @@ from tensorfusion.clock import Clock, SystemClock
 from tensorfusion.errors import ConfigError, NotFound
 from tensorfusion.hypervisor import Hypervisor
 from tensorfusion.hypervisor.api import AgentApi
-from tensorfusion.hypervisor.arbiter import TICK_SECONDS, Arbiter
+from tensorfusion.hypervisor.arbiter import TICK_SECONDS
 from tensorfusion.hypervisor.discovery import NODE_VERSION
-from tensorfusion.hypervisor.evictor import Evictor
 from tensorfusion.hypervisor.freeze_rules import freeze_rules
-from tensorfusion.hypervisor.freezer import WorkerFreezer
 from tensorfusion.hypervisor.membership import Membership
 from tensorfusion.hypervisor.node_lease import NodeLease
 from tensorfusion.hypervisor.registry import Registry
@@ -42,7 +40,7 @@ from tensorfusion.runtime.health import Health
 from tensorfusion.runtime.instruments import Instruments
 from tensorfusion.runtime.manager import Manager
 from tensorfusion.runtime.settings import Settings
-from tensorfusion.spi.backend import Backend, Capabilities, Enforcement, WorkerUsage
+from tensorfusion.spi.backend import Backend, WorkerUsage
 from tensorfusion.store.informer import Informer
 from tensorfusion.store.interface import Store
 
@@ -200,32 +198,18 @@ class Agent:
             manager.add_loop("address", self._address.run)
         manager.add_loop("informer-pods", self._pods.run)
         manager.add_loop("workers", self._work, queues=[hypervisor.workers.controller.queue])
-        capabilities = hypervisor.backend.capabilities()
-        if capabilities.live_limits and Enforcement.COOPERATIVE in capabilities.isolation.values():
-            arbiter = Arbiter(
-                hypervisor.sessions,
-                promised=hypervisor.workers.promised,
-                capacities=hypervisor.discovery.capacities,
-                rules=lambda _node: self.membership.rules,
-                clock=self.clock,
-                usage=self._usage,
-            )
-            if self._reads_often():
-                chores.append(arbiter.run_due)
-            else:
-                manager.add_loop("arbiter", arbiter.run)
-        if capabilities.freeze:
-            freezer = self._freezer(capabilities)
-            evictor = Evictor(
-                hypervisor.sessions,
-                promised=hypervisor.workers.promised,
-                infos=lambda node: hypervisor.discovery.infos.get(node, {}),
-                usage=self._usage,
-                freeze=freezer.freeze,
-                frozen=freezer.frozen,
-                clock=self.clock,
-            )
+        arbiter = hypervisor.arbiter(lambda _node: self.membership.rules, self._usage)
+        if arbiter is not None and self._reads_often():
+            chores.append(arbiter.run_due)
+        elif arbiter is not None:
+            manager.add_loop("arbiter", arbiter.run)
+        freezer = hypervisor.freezer(
+            lambda _node: freeze_rules(self.membership.scheduling),
+            lambda _node: self.membership.pool,
+        )
+        if freezer is not None:
             manager.add_loop("freezer", freezer.run)
+            evictor = hypervisor.evictor(freezer, self._usage)
             if self._reads_often():
                 chores.append(evictor.ring)
                 manager.add_loop("evictor", evictor.run_rung)
@@ -238,20 +222,6 @@ class Agent:
 
         manager.add_loop(
             "sampling", lambda s: hypervisor.sampling.run(s, every, publishes=False, after=after)
-        )
-
-    def _freezer(self, capabilities: Capabilities) -> WorkerFreezer:
-        return WorkerFreezer(
-            self.hypervisor.sessions,
-            capabilities,
-            promised=self.hypervisor.workers.promised,
-            rules=lambda _node: freeze_rules(self.membership.scheduling),
-            pool_of=lambda _node: self.membership.pool,
-            pod_of=lambda spec: self._pods.get(f"{spec.namespace}/{spec.name}"),
-            store=self._store,
-            events=EventRecorder(self._store, EVENTS, "tensorfusion-hypervisor", self.clock),
-            instruments=self.instruments,
-            clock=self.clock,
         )
 
     def _reads_often(self) -> bool:

@@ -5,7 +5,6 @@ One request per connection and a deadline for each: a slow client holds up nobod
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import socket
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from tensorfusion.apiserver.listening import BACKLOG, HOST, bind_loopback
 from tensorfusion.apiserver.security import (
     Credentials,
     host_allowed,
@@ -34,11 +34,9 @@ from tensorfusion.hypervisor.wire import (
 )
 
 log = logging.getLogger(__name__)
-HOST: Final = "127.0.0.1"
 REQUEST_SECONDS: Final = 10.0
 MOST_CONNECTIONS: Final = 512
 CHUNK_BYTES: Final = 1 << 14
-BACKLOG: Final = 512
 PROBES: Final = ("livez", "readyz", "healthz")
 Identify = Callable[[ApiRequest], Caller]
 
@@ -74,7 +72,7 @@ class AgentServer:
         self._open = 0
         self.path = path
         self._unix = bind_unix(path, 0o660 if group else 0o600)
-        self._tcp = self._bind(port)
+        self._tcp = bind_loopback(port, self._port_file)
         self.port: int = self._tcp.getsockname()[1]
         self.url = f"https://{HOST}:{self.port}"
         write_private(self._port_file, f"{self.port}\n".encode())
@@ -158,26 +156,6 @@ class AgentServer:
 
     def _respond(self, request: ApiRequest, identify: Identify) -> Answer:
         return self._api.respond(request, identify(request))
-
-    def _bind(self, port: int) -> socket.socket:
-        remembered = 0
-        with contextlib.suppress(OSError, ValueError):
-            remembered = int(self._port_file.read_text())
-        for candidate in [port] if port else [remembered, 0]:
-            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((HOST, candidate if 0 <= candidate < 65_536 else 0))
-                listener.listen(BACKLOG)
-            except OSError as error:
-                listener.close()
-                if error.errno == errno.EADDRINUSE and not port and candidate:
-                    continue
-                raise ConfigError(
-                    f"cannot listen on {HOST}:{candidate}: {error.strerror}; choose another port"
-                ) from error
-            return listener
-        raise ConfigError(f"cannot listen on {HOST}")
 
 
 async def _read(reader: asyncio.StreamReader) -> ApiRequest | None:

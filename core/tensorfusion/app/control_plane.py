@@ -48,12 +48,10 @@ from tensorfusion.controllers.workload import (
 )
 from tensorfusion.errors import ConfigError
 from tensorfusion.hypervisor import Hypervisor
-from tensorfusion.hypervisor.arbiter import Arbiter, Rules, rules_of
+from tensorfusion.hypervisor.arbiter import Rules, rules_of
 from tensorfusion.hypervisor.discovery import enforcement_of
 from tensorfusion.hypervisor.elsewhere import ElsewhereBackend
-from tensorfusion.hypervisor.evictor import Evictor
 from tensorfusion.hypervisor.freeze_rules import freeze_rules
-from tensorfusion.hypervisor.freezer import WorkerFreezer
 from tensorfusion.hypervisor.when_full import when_full
 from tensorfusion.model.ledger import Change
 from tensorfusion.runtime import garbage
@@ -73,7 +71,7 @@ from tensorfusion.scheduling.placer import Placer
 from tensorfusion.scheduling.quota_status import QuotaStatusWriter
 from tensorfusion.scheduling.scheduler import Scheduler, SchedulerInformers
 from tensorfusion.spi.alerts import Alert
-from tensorfusion.spi.backend import Backend, Capabilities, Enforcement, Share
+from tensorfusion.spi.backend import Backend, Enforcement, Share
 from tensorfusion.spi.metrics import MetricStore
 from tensorfusion.spi.observe import AllocationEvent
 from tensorfusion.sqlite import SQLiteStore
@@ -247,50 +245,21 @@ class ControlPlane:
             self.informers.pools.get(self.fleet.pool_of(node)), qos, share
         )
         self.informers.pools.subscribe(self._pool_changed)
-        capabilities = backend.capabilities()
-        if capabilities.live_limits and Enforcement.COOPERATIVE in capabilities.isolation.values():
-            # A model divides its devices itself, and what cannot be changed cannot be lent.
-            arbiter = Arbiter(
-                hypervisor.sessions,
-                promised=hypervisor.workers.promised,
-                capacities=hypervisor.discovery.capacities,
-                rules=self._sharing_rules,
-                clock=self.clock,
-            )
+        arbiter = hypervisor.arbiter(self._sharing_rules)
+        if arbiter is not None:
             self.manager.add_loop("arbiter", arbiter.run)
-        if capabilities.freeze:
-            freezer = self._freezer(capabilities)
-            evictor = Evictor(
-                hypervisor.sessions,
-                promised=hypervisor.workers.promised,
-                infos=lambda node: hypervisor.discovery.infos.get(node, {}),
-                usage=lambda node: hypervisor.sessions[node].usage(),
-                freeze=freezer.freeze,
-                frozen=freezer.frozen,
-                clock=self.clock,
-            )
+        freezer = hypervisor.freezer(
+            lambda node: freeze_rules(self._template_hypervisor(node)), self.fleet.pool_of
+        )
+        if freezer is not None:
             self.manager.add_loop("freezer", freezer.run)
-            self.manager.add_loop("evictor", evictor.run)
+            self.manager.add_loop("evictor", hypervisor.evictor(freezer).run)
         self.manager.add_loop("discovery", lambda s: hypervisor.discovery.run(s, DISCOVERY_SECONDS))
         self.manager.add_loop("sampling", lambda s: hypervisor.sampling.run(s, sampling))
         self.manager.add_loop("heartbeat", hypervisor.run_heartbeat)
         self.manager.add_loop("exits", hypervisor.workers.exits.run)
         self.manager.add_loop("collector", self._collect)
         self.manager.add_loop("garbage", lambda s: garbage.sweep(s, self.clock))
-
-    def _freezer(self, capabilities: Capabilities) -> WorkerFreezer:
-        return WorkerFreezer(
-            self.hypervisor.sessions,
-            capabilities,
-            promised=self.hypervisor.workers.promised,
-            rules=lambda node: freeze_rules(self._template_hypervisor(node)),
-            pool_of=self.fleet.pool_of,
-            pod_of=lambda spec: self.informers.pods.get(f"{spec.namespace}/{spec.name}"),
-            store=self.store,
-            events=self._events("tensorfusion-hypervisor"),
-            instruments=self.instruments,
-            clock=self.clock,
-        )
 
     def _build_controllers(self) -> None:
         informers, store, clock = self.informers, self.store, self.clock

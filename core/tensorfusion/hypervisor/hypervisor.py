@@ -13,19 +13,24 @@ from typing import Any
 
 from tensorfusion.clock import Clock
 from tensorfusion.errors import BackendError
+from tensorfusion.hypervisor.arbiter import Arbiter, Rules
 from tensorfusion.hypervisor.discovery import Discovery
+from tensorfusion.hypervisor.evictor import Evictor
+from tensorfusion.hypervisor.freeze_rules import FreezeRule
+from tensorfusion.hypervisor.freezer import WorkerFreezer
 from tensorfusion.hypervisor.pods import PodRunner
 from tensorfusion.hypervisor.sampling import Sampling
 from tensorfusion.hypervisor.workers import WorkerController
 from tensorfusion.runtime.events import EventRecorder
 from tensorfusion.runtime.instruments import Instruments
-from tensorfusion.spi.backend import Backend, NodeBackend, NodeContext
+from tensorfusion.spi.backend import Backend, Enforcement, NodeBackend, NodeContext, WorkerUsage
 from tensorfusion.spi.limited import LimitedWorkers
 from tensorfusion.spi.metrics import MetricStore
 from tensorfusion.store.informer import Informer
 from tensorfusion.store.interface import Store
 
 log = logging.getLogger(__name__)
+ReadUsage = Callable[[str], Sequence[WorkerUsage]]
 HEARTBEAT_SECONDS = 0.5
 """A worker takes silence of 2.5 s for a fault."""
 
@@ -62,6 +67,10 @@ class Hypervisor:
     ) -> None:
         self.backend = backend
         self._clock = clock
+        self._store = store
+        self._pods = pods
+        self._events = events
+        self._instruments = instruments
         self._settings = dict(settings or {})
         self.sessions: dict[str, NodeBackend] = {}
         for node in backend.nodes(self._settings) if nodes is None else nodes:
@@ -100,6 +109,67 @@ class Hypervisor:
             return self.backend.open(context)
         except OSError as error:
             raise BackendError(self.backend.name, f"node {node!r}: {error}") from error
+
+    def arbiter(
+        self, rules: Callable[[str], Rules], usage: ReadUsage | None = None
+    ) -> Arbiter | None:
+        """Make what lends idle compute; None where that has no sense.
+
+        A model divides its devices itself, and what cannot be changed cannot be lent.
+
+        Args:
+            rules: How the pool of a node shares its devices.
+            usage: What the workers of a node used; None reads it anew.
+        """
+        capabilities = self.backend.capabilities()
+        cooperative = Enforcement.COOPERATIVE in capabilities.isolation.values()
+        if not (capabilities.live_limits and cooperative):
+            return None
+        return Arbiter(
+            self.sessions,
+            promised=self.workers.promised,
+            capacities=self.discovery.capacities,
+            rules=rules,
+            clock=self._clock,
+            usage=usage,
+        )
+
+    def freezer(
+        self, rules: Callable[[str], Mapping[str, FreezeRule]], pool_of: Callable[[str], str]
+    ) -> WorkerFreezer | None:
+        """Make what freezes idle workers; None where the backend cannot.
+
+        Args:
+            rules: When the pool of a node freezes.
+            pool_of: Names the pool of a node.
+        """
+        capabilities = self.backend.capabilities()
+        if not capabilities.freeze:
+            return None
+        return WorkerFreezer(
+            self.sessions,
+            capabilities,
+            promised=self.workers.promised,
+            rules=rules,
+            pool_of=pool_of,
+            pod_of=lambda spec: self._pods.get(f"{spec.namespace}/{spec.name}"),
+            store=self._store,
+            events=self._events,
+            instruments=self._instruments,
+            clock=self._clock,
+        )
+
+    def evictor(self, freezer: WorkerFreezer, usage: ReadUsage | None = None) -> Evictor:
+        """Make what freezes idle neighbours of workers that wait for room; ``usage`` as above."""
+        return Evictor(
+            self.sessions,
+            promised=self.workers.promised,
+            infos=lambda node: self.discovery.infos.get(node, {}),
+            usage=usage or (lambda node: self.sessions[node].usage()),
+            freeze=freezer.freeze,
+            frozen=freezer.frozen,
+            clock=self._clock,
+        )
 
     def run_heartbeat(self, stop: threading.Event) -> None:
         """Give limited workers a sign of life until ``stop`` is set."""

@@ -52,8 +52,14 @@ def cut_for(
 
 def idle_of(session: NodeBackend) -> list[Partition]:
     """List the partitions of a node that no worker uses."""
-    used = {uuid for spec in session.workers() for uuid in spec.partitions}
+    used = _used(session)
     return [one for one in session.partitions() if one.uuid not in used]
+
+
+def _used(session: NodeBackend, besides: str = "") -> set[str]:
+    """Name the partitions that workers of a node use, leaving out one worker's."""
+    others = (spec for spec in session.workers() if spec.worker != besides)
+    return {uuid for spec in others for uuid in spec.partitions}
 
 
 def _cut(
@@ -65,12 +71,7 @@ def _cut(
             "hypervisor",
             f"worker {spec.namespace}/{spec.name}: no partition was chosen on device {device.uuid}",
         )
-    others = {
-        uuid
-        for other in session.workers()
-        if other.worker != spec.worker
-        for uuid in other.partitions
-    }
+    others = _used(session, besides=spec.worker)
     there = [one for one in session.partitions() if one.parent == device.uuid]
     for one in there:
         if one.uuid not in others and (one.template, one.start) == (cut.template, cut.start):

@@ -142,7 +142,7 @@ def explain(
     for constraint in _dynamic_constraints(fleet, shape):
         _exclude(exclusions, present, remaining, constraint)
     for rule in rules:
-        _exclude(exclusions, present, remaining, rule[:3])
+        _exclude(exclusions, present, remaining, (rule.constraint, rule.phrase, rule.cards))
     if shape.gpu_count > 1:
         exclusions += _same_node(present, remaining, shape.gpu_count)
         if shape.topology is not None and shape.topology.required:

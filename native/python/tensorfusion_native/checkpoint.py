@@ -16,6 +16,7 @@ from typing import Final
 
 from tensorfusion.errors import BackendError
 from tensorfusion.spi.backend import Tier
+from tensorfusion_native.driver_library import open_library
 
 REAL_LIBRARY: Final = "libcuda.so.1"
 INVALID_VALUE: Final = 1
@@ -113,18 +114,11 @@ class Checkpoints:
         state: Path | None = None,
         config: Path | None = None,
     ) -> None:
-        try:
-            self._library = c.CDLL(str(library))
-        except OSError as error:
-            raise BackendError("CUDA", str(error)) from error
+        self._library = open_library("CUDA", library, state, config)
         self.simulated = state is not None
         self.tiers = (Tier.WARM, Tier.COLD) if self.simulated else (Tier.WARM,)
         """A real driver keeps the contents in the process: they cannot go to disk."""
-        if state is not None:
-            paths = [None if p is None else str(p).encode() for p in (state, config)]
-            if self._library.tfSimOpen(*paths):
-                raise BackendError("simulated driver", f"cannot open the state {state}")
-        elif code := self._library.cuInit(0):
+        if state is None and (code := self._library.cuInit(0)):
             raise BackendError("CUDA", f"{library}: cuInit failed ({code})", code=str(code))
 
     def offered(self) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tensorfusion.errors import BackendError
+from tensorfusion_native.driver_library import open_library
 
 REAL_LIBRARY = "libnvidia-ml.so.1"
 _TEMPERATURE_GPU = 0
@@ -102,14 +103,7 @@ class Management:
         state: Path | None = None,
         config: Path | None = None,
     ) -> None:
-        try:
-            self._library = c.CDLL(str(library))
-        except OSError as error:
-            raise BackendError("NVML", str(error)) from error
-        if state is not None:
-            paths = [None if p is None else str(p).encode() for p in (state, config)]
-            if self._library.tfSimOpen(*paths):
-                raise BackendError("simulated driver", f"cannot open the state {state}")
+        self._library = open_library("NVML", library, state, config)
         code = self._library.nvmlInit_v2()
         if code:
             raise BackendError("NVML", f"{library}: {self._text_of(code)}", code=str(code))
