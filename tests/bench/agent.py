@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from rig.agents import Site, alive, wait
+from rig.agents import Site
+from rig.program import alive, wait
 
 from tensorfusion.clock import SystemClock
 from tensorfusion.spi.backend import NodeContext, Share, WorkerSpec

@@ -6,7 +6,8 @@ import urllib.error
 import urllib.request
 
 import pytest
-from rig.agents import Site, wait
+from rig.agents import Site
+from rig.program import wait
 
 from tensorfusion.api.registry import GPU_NODES, GPUS, LEASES, NODES, PODS
 from tensorfusion.errors import NotFound

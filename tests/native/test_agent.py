@@ -5,8 +5,11 @@ import sys
 import time
 
 import pytest
-from rig.agents import Site, alive, wait
+from rig.agents import Site
+from rig.program import alive, wait
 
+from tensorfusion.api.registry import SECRETS
+from tensorfusion.app.agents import NAMESPACE, secret_name
 from tensorfusion.errors import BadRequest, NotFound
 
 SIMULATED = {
@@ -160,11 +163,16 @@ def test_a_process_speaks_for_its_own_worker_only(site):
     assert [p["pid"] for p in site.get("/api/v1/processes")["processes"]] == [registered["pid"]]
 
 
+def names_of(objects):
+    return {obj["metadata"]["name"] for obj in objects}
+
+
 def test_logs_of_a_pod_come_through_the_control_plane(site):
     path = "/api/v1/namespaces/default/pods/talks/log"
     site.create_pod("talks", 1, command=["sh", "-c", "echo one; sleep 4; seq 40000; echo two"])
     wait(lambda: site.phases().get("talks") == "Running")
     wait(lambda: site.output("talks"))
+    wait(lambda: secret_name(site.node) in names_of(site.store.list(SECRETS, NAMESPACE).items))
 
     assert site.store.text(path) == "one\n"
     with pytest.raises(BadRequest, match="previous terminated container"):

@@ -1,12 +1,12 @@
 """A pod of the embedded mode goes idle, is frozen, gets work and thaws: seen from outside, as a user would."""
 
 import json
-import shutil
 import sys
 
 import pytest
 from native.machine import TESTS
-from native.test_pods import PREFIX, Plane, wait
+from native.test_pods import running_plane
+from rig.program import PREFIX, wait, worker_pod
 
 TENANT = """
 import hashlib, random, signal
@@ -44,32 +44,10 @@ class Tenant:
         self.left = plane.folder / f"left-{name}"
         code = "import os, sys, time\nfrom native.actor import *\n" + TENANT
         variables = [f"PYTHONPATH={TESTS}", f"LEFT={self.left}"]
-        annotations = {
-            PREFIX + "compute-percent-request": "40",
-            PREFIX + "compute-percent-limit": "40",
-            PREFIX + "vram-request": "2Gi",
-            PREFIX + "vram-limit": "2Gi",
-            PREFIX + "qos": qos,
-        }
-        container = {
-            "name": "c", "image": "none", "command": ["env", *variables, sys.executable, "-c", code],
-        }  # fmt: skip
-        pod = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "name": name,
-                "labels": {PREFIX + "enabled": "true"},
-                "annotations": annotations,
-            },
-            "spec": {
-                "containers": [container],
-                "restartPolicy": "Never",
-                "terminationGracePeriodSeconds": 300,
-            },
-        }
-        plane.applied.append(name)
-        plane.kubectl("apply", "-f", "-", stdin=json.dumps(pod))
+        command = ["env", *variables, sys.executable, "-c", code]
+        plane.create(
+            worker_pod(name, 40, command=command, qos=qos, policy="Never", grace_seconds=300)
+        )
         wait(lambda: "running" in plane.state(name))
         uid = plane.pod(name)["metadata"]["uid"]
         self.work = plane.data / "nodes/sim/pods" / uid / "work"
@@ -98,15 +76,11 @@ class Tenant:
 
 @pytest.fixture(scope="module")
 def running(build, tmp_path_factory):
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed")
-    plane = Plane(tmp_path_factory.mktemp("frozen-pods"), build)
-    plane.up()
-    patch = json.dumps({"spec": {"hypervisor": {"autoFreezeAndResume": FREEZING}}})
-    template = "schedulingconfigtemplates.tensor-fusion.ai"
-    plane.kubectl("patch", template, "default", "--type=merge", "-p", patch)
-    yield plane
-    plane.cli("down", "--data", str(plane.data))
+    with running_plane(tmp_path_factory.mktemp("frozen-pods"), build) as plane:
+        patch = json.dumps({"spec": {"hypervisor": {"autoFreezeAndResume": FREEZING}}})
+        template = "schedulingconfigtemplates.tensor-fusion.ai"
+        plane.kubectl("patch", template, "default", "--type=merge", "-p", patch)
+        yield plane
 
 
 @pytest.fixture

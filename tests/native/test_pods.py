@@ -5,16 +5,12 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
+from contextlib import contextmanager
 
 import pytest
-import yaml
+from rig.program import PREFIX, Program, alive, wait, worker_pod
 
-from tensorfusion.cli.options import connect
-
-PREFIX = "tensor-fusion.ai/"
 SETTINGS = {
     "backend": "simulated",
     "sample_seconds": 1,
@@ -27,43 +23,22 @@ SETTINGS = {
 }
 
 
-class Plane:
+class Plane(Program):
     """A control plane in a process of its own, which a test may kill."""
 
     def __init__(self, folder, build):
-        self.folder, self.data = folder, folder / "data"
-        self.applied = []
-        self.environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("TENSORFUSION_", "KUBE"))},
-            "HOME": str(folder),
-            "TENSORFUSION_NATIVE_BUILD": str(build),
-            "TENSORFUSION_RUN_DIR": str(folder / "runs"),
-        }
-        (folder / "settings.yaml").write_text(yaml.safe_dump(SETTINGS))
-
-    def cli(self, *arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", "tensorfusion", *arguments],
-            env=self.environment, capture_output=True, text=True, check=False, timeout=50,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def up(self):
-        self.cli(
-            "up",
-            "--detach",
-            "--data",
-            str(self.data),
-            "--config",
-            str(self.folder / "settings.yaml"),
+        super().__init__(
+            folder,
+            SETTINGS,
+            TENSORFUSION_NATIVE_BUILD=str(build),
+            TENSORFUSION_RUN_DIR=str(folder / "runs"),
         )
-        self.store = connect(self.data)
+        self.applied = []
 
     def kill(self):
         pid = int((self.data / "lock").read_text())
         os.kill(pid, signal.SIGKILL)
-        wait(lambda: not Path(f"/proc/{pid}").exists() or zombie(pid))
+        wait(lambda: not alive(pid))
 
     def kubectl(self, *arguments, stdin=""):
         done = subprocess.run(
@@ -73,31 +48,11 @@ class Plane:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def apply(self, name, percent, *, load="", command=(), policy="Always", vram="2Gi"):
-        annotations = {
-            PREFIX + "compute-percent-request": str(percent),
-            PREFIX + "compute-percent-limit": str(percent),
-            PREFIX + "vram-request": vram,
-            PREFIX + "vram-limit": vram,
-        }
-        if load:
-            annotations[PREFIX + "simulated-load"] = load
-        container = {"name": "c", "image": "none"} | ({"command": list(command)} if command else {})
-        pod = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "name": name,
-                "labels": {PREFIX + "enabled": "true"},
-                "annotations": annotations,
-            },
-            "spec": {
-                "containers": [container],
-                "restartPolicy": policy,
-                "terminationGracePeriodSeconds": 2,
-            },
-        }
-        self.applied.append(name)
+    def apply(self, name, percent, **asked):
+        self.create(worker_pod(name, percent, **asked))
+
+    def create(self, pod):
+        self.applied.append(pod["metadata"]["name"])
         self.kubectl("apply", "-f", "-", stdin=json.dumps(pod))
 
     def pod(self, name):
@@ -135,23 +90,6 @@ class Plane:
             wait(lambda: not self.shares().keys() & names)
 
 
-def zombie(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def wait(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it did not come")
-
-
 def assert_shares(plane, seconds=3, **expected):
     """The pods come to their shares and keep them, in the mean of readings a second apart.
 
@@ -179,14 +117,21 @@ def assert_shares(plane, seconds=3, **expected):
     wait(kept, seconds + 20)
 
 
-@pytest.fixture(scope="module")
-def running(build, tmp_path_factory):
+@contextmanager
+def running_plane(folder, build):
+    """A control plane that runs; the test is skipped where kubectl is not installed."""
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
-    plane = Plane(tmp_path_factory.mktemp("pods"), build)
+    plane = Plane(folder, build)
     plane.up()
     yield plane
-    plane.cli("down", "--data", str(plane.data))
+    plane.down()
+
+
+@pytest.fixture(scope="module")
+def running(build, tmp_path_factory):
+    with running_plane(tmp_path_factory.mktemp("pods"), build) as plane:
+        yield plane
 
 
 @pytest.fixture
@@ -222,8 +167,8 @@ def test_tenants_keep_their_shares_through_a_crash_of_the_control_plane(plane):
     assert [plane.leader(name) for name in ("small", "large")] == leaders
     assert plane.pod("small")["status"]["containerStatuses"][0]["restartCount"] == 0
     plane.kubectl("delete", "pod", "large")
-    assert zombie(leaders[1])
-    assert not zombie(leaders[0])
+    assert not alive(leaders[1])
+    assert alive(leaders[0])
 
 
 @pytest.mark.timeout(120)
@@ -280,4 +225,4 @@ def test_a_pod_that_ignores_the_signal_is_killed_after_its_grace(plane):
     began = time.monotonic()
     plane.kubectl("delete", "pod", "deaf")
     assert time.monotonic() - began > 1  # the grace, to the second
-    assert zombie(leader)
+    assert not alive(leader)

@@ -2,22 +2,17 @@
 
 import http.client
 import json
-import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-import yaml
-
+from rig.program import Program, wait, worker_pod
 from tensorfusion.api.registry import PODS
-from tensorfusion.cli.options import connect
 
-PREFIX = "tensor-fusion.ai/"
 START_SECONDS = 40.0
 
 
@@ -34,7 +29,7 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self.path)
 
 
-class Site:
+class Site(Program):
     """One machine: data folder, control plane, agent of one node.
 
     Args:
@@ -42,38 +37,19 @@ class Site:
     """
 
     def __init__(self, folder, simulated, node, *, sample_seconds=0.5, **environment):
-        self.folder, self.data, self.node = folder, folder / "data", node
-        self.state = folder / "agent"
-        # Paths of Unix sockets are short.
-        self.sockets = Path(tempfile.mkdtemp(prefix="tf-"))
-        self.socket = self.sockets / "a"
-        self.environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("TENSORFUSION_", "KUBE"))},
-            "HOME": str(folder),
-            "PYTHONPATH": "",
-            **environment,
-        }
-        self.agent = None
         settings = {
             "backend": "simulated",
             "hypervisor": "agents",
             "sample_seconds": sample_seconds,
             "plugin_settings": {"simulated": simulated},
         }
-        self.settings = folder / "settings.yaml"
-        self.settings.write_text(yaml.safe_dump(settings))
-
-    def cli(self, *arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", "tensorfusion", *arguments],
-            env=self.environment, capture_output=True, text=True, check=False, timeout=90,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def up(self):
-        self.cli("up", "--detach", "--data", str(self.data), "--config", str(self.settings))
-        self.store = connect(self.data)
+        super().__init__(folder, settings, seconds=90, PYTHONPATH="", **environment)
+        self.node = node
+        self.state = folder / "agent"
+        # Paths of Unix sockets are short.
+        self.sockets = Path(tempfile.mkdtemp(prefix="tf-"))
+        self.socket = self.sockets / "a"
+        self.agent = None
 
     def start_agent(self, *arguments):
         """Start the agent and wait until it answers that it is ready."""
@@ -118,27 +94,8 @@ class Site:
         assert status == 200, text
         return json.loads(text)
 
-    def create_pod(self, name, percent, *, load="", command=(), vram="2Gi", qos=""):
-        annotations = {
-            PREFIX + "compute-percent-request": str(percent),
-            PREFIX + "compute-percent-limit": str(percent),
-            PREFIX + "vram-request": vram,
-            PREFIX + "vram-limit": vram,
-        }
-        annotations |= {PREFIX + "simulated-load": load} if load else {}
-        annotations |= {PREFIX + "qos": qos} if qos else {}
-        container = {"name": "c", "image": "none"} | ({"command": list(command)} if command else {})
-        pod = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "name": name,
-                "labels": {PREFIX + "enabled": "true"},
-                "annotations": annotations,
-            },
-            "spec": {"containers": [container], "terminationGracePeriodSeconds": 2},
-        }
-        self.store.create(PODS, pod, "default")
+    def create_pod(self, name, percent, **asked):
+        self.store.create(PODS, worker_pod(name, percent, **asked), "default")
 
     def pod(self, name):
         return self.store.get(PODS, name, "default")
@@ -168,24 +125,5 @@ class Site:
             folder = self.state / "nodes" / self.node / "pods"
             wait(lambda: not any(folder.glob("*")), 60, lambda: f"left: {[*folder.glob('*')]}")
             self.kill_agent(signal.SIGTERM)
-        self.cli("down", "--data", str(self.data))
+        self.down()
         shutil.rmtree(self.sockets, ignore_errors=True)
-
-
-def wait(condition, seconds=20.0, why=lambda: "it did not come"):
-    """Ask until something is there, and return it."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(why())
-
-
-def alive(pid):
-    """Whether a process runs and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
