@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from tensorfusion import names
+from tensorfusion.admission.providers import Providers
 from tensorfusion.api import registry
 from tensorfusion.api.registry import GPU_NODES, GPU_POOLS, GPUS, NODES, PODS
 from tensorfusion.app.informers import Informers
@@ -12,6 +13,7 @@ from tensorfusion.hypervisor.workers import running_status
 from tensorfusion.scheduling.fleet_sync import FleetInformers, FleetSync
 from tensorfusion.scheduling.log_file import DecisionLogFile
 from tensorfusion.scheduling.placer import Placer
+from tensorfusion.scheduling.plain_pods import PlainPods
 from tensorfusion.scheduling.scheduler import Scheduler, SchedulerInformers
 from tensorfusion.testing import build
 from tensorfusion_plugins.policies import load
@@ -53,8 +55,13 @@ class World:
                 status = {"status": gpu["status"]}
                 self.store.patch(GPUS, f"{name}-{index}", status, subresource="status")
 
-    def start(self) -> None:
-        """Make placer and scheduler and let them see what is there."""
+    def start(self, *, plain: bool = False, progressive: bool = False) -> None:
+        """Make placer and scheduler and let them see what is there.
+
+        Args:
+            plain: Bind pods without GPUs too.
+            progressive: Keep native GPU pods and workers apart.
+        """
         cluster, i = self.cluster, self.cluster.informers
         policy = load.compact_first()
         self.log = DecisionLogFile(self._log_path)
@@ -74,6 +81,15 @@ class World:
             events=cluster.events("tensorfusion-scheduler"),
             instruments=cluster.instruments,
             batch=self.store.transaction if self.atomic else nullcontext,
+            plain=PlainPods(
+                i.nodes,
+                i.pods,
+                workers_on=self.placer.ledger.workers_on,
+                native=Providers().is_native,
+                progressive=progressive,
+            )
+            if plain
+            else None,
             on_gang=lambda key: workloads.controller.queue.add(key),
         )
         workloads = WorkloadController(

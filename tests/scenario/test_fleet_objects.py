@@ -19,10 +19,20 @@ from tensorfusion_plugins.policies import tensorfusion_placement_policies as pol
 
 
 @pytest.fixture
-def world(cluster):
+def world(cluster, request):
     i, store, clock = cluster.informers, cluster.store, cluster.clock
+    marks = getattr(request, "param", False)
     cluster.add(
-        NodeController(store, i.nodes, i.gpu_nodes, i.gpus, i.pools, devices=dict, clock=clock),
+        NodeController(
+            store,
+            i.nodes,
+            i.gpu_nodes,
+            i.gpus,
+            i.pools,
+            devices=dict,
+            clock=clock,
+            marks=marks,
+        ),
         PoolController(
             store, i.pools, i.gpu_nodes, policies={p.name: p for p in policies()}, clock=clock
         ),
@@ -319,3 +329,49 @@ def test_cluster_says_how_much_is_promised(world):
 
     percent = float(world.get(CLUSTERS, "main")["status"]["allocatedTFlopsPercent"])
     assert percent == pytest.approx(100 * (capacity - 262) / capacity, abs=0.01)
+
+
+USED = {"key": "tensor-fusion.ai/used-by", "value": "tensor-fusion", "effect": "PreferNoSchedule"}
+MINE = {"key": "mine", "value": "", "effect": "NoSchedule"}
+
+
+def taints(world, node="n1"):
+    return world.get(NODES, node)["spec"].get("taints", [])
+
+
+@pytest.mark.parametrize("world", [True], indirect=True)
+def test_a_node_with_workers_is_marked_for_as_long_as_it_has_any(world):
+    fleet(world)
+    world.store.patch(NODES, "n1", {"spec": {"taints": [MINE]}})
+    world.settle()
+    assert taints(world) == [MINE]
+    hold(world, "gpu-0", "a", "b")
+    world.settle()
+    assert taints(world) == [MINE, USED]
+    hold(world, "gpu-0", "b")
+    world.settle()
+    assert taints(world) == [MINE, USED]
+    hold(world, "gpu-0")
+    world.settle()
+    assert taints(world) == [MINE]
+
+
+@pytest.mark.parametrize("world", [True], indirect=True)
+def test_a_node_that_leaves_its_pool_is_not_marked_any_longer(world):
+    fleet(world)
+    hold(world, "gpu-0", "a")
+    world.settle()
+    assert taints(world) == [USED]
+    world.store.delete(GPU_POOLS, "shared")
+    for gpu in ("gpu-0", "gpu-1"):
+        hold(world, gpu)
+    world.settle()
+    assert taints(world) == []
+
+
+def test_without_progressive_migration_a_mark_that_was_left_is_removed(world):
+    fleet(world)
+    world.store.patch(NODES, "n1", {"spec": {"taints": [MINE, USED]}})
+    hold(world, "gpu-0", "a")
+    world.settle()
+    assert taints(world) == [MINE]

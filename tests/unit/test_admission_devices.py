@@ -209,6 +209,45 @@ def test_migration_respects_an_explicit_no():
     assert admit_pod(given, context(migration=ON)).pod is given
 
 
+@pytest.mark.parametrize(
+    ("fields", "swapped"),
+    [
+        ({}, True),
+        ({"labels": {"enabled": "false"}}, True),
+        ({"schedulerName": "default-scheduler"}, True),
+        ({"schedulerName": "volcano"}, False),
+    ],
+)
+def test_progressive_migration_sends_native_pods_that_stay_native_to_our_scheduler(fields, swapped):
+    scheduler = fields.pop("schedulerName", None)
+    given = native_pod({"nvidia.com/gpu": "1"}, **fields)
+    if scheduler:
+        given["spec"]["schedulerName"] = scheduler
+    admitted = admit_pod(given, context(migration=Migration(progressive=True)))
+    assert not admitted.enabled
+    own = admitted.pod["spec"].get("schedulerName", "default-scheduler")
+    assert own == (names.SCHEDULER if swapped else scheduler)
+    assert admitted.pod["spec"]["containers"] == given["spec"]["containers"]
+
+
+@pytest.mark.parametrize(
+    ("resources", "migration"),
+    [
+        ({"cpu": "1"}, Migration(progressive=True)),
+        ({"nvidia.com/gpu": "1"}, Migration()),
+        ({"nvidia.com/gpu": "1"}, Migration(enable=True, excludes=(GOLD,))),
+    ],
+)
+def test_other_pods_keep_their_scheduler(resources, migration):
+    given = native_pod(resources)
+    assert admit_pod(given, context(migration=migration)).pod is given
+
+
+def test_progressive_migration_still_takes_over_what_it_is_told_to():
+    given = native_pod({"nvidia.com/gpu": "1"})
+    assert admit_pod(given, context(migration=Migration(enable=True, progressive=True))).enabled
+
+
 def test_defect_9_sidecar_never_yields_a_client_without_worker():
     with pytest.raises(Refused):
         admit({**BASIC, "isolation": "soft", "sidecar-worker": "true"})

@@ -29,7 +29,7 @@ from tensorfusion.admission.native import NativeRequest, native_request, without
 from tensorfusion.admission.owners import label_safe, replicas_of, root_owner, workload_name
 from tensorfusion.admission.patch import gang_annotations, normalised, scheduled, with_metadata
 from tensorfusion.admission.quota import check_quota
-from tensorfusion.admission.raw import container_names, mapping, metadata_of, texts
+from tensorfusion.admission.raw import container_names, mapping, metadata_of, spec_of, texts
 from tensorfusion.admission.refusal import RefusedValue, annotation_field, label_field
 from tensorfusion.admission.resolve import Levels, Resolved, resolve
 from tensorfusion.admission.scaling import pool_rule, recommended, scaling_config
@@ -39,6 +39,8 @@ from tensorfusion.api.resource import JsonObject
 from tensorfusion.api.validation import is_label_value, is_subdomain
 from tensorfusion.api.workload import TensorFusionWorkload
 from tensorfusion.api.workload_profile import WorkloadProfileSpec
+
+DEFAULT_SCHEDULER = "default-scheduler"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,14 +98,14 @@ def admit_pod(pod: JsonObject, context: AdmissionContext) -> Admitted:
         annotations = {k: v for k, v in annotations.items() if k not in BIND_KEYS}
         pod = with_metadata(pod, labels, annotations)
         warnings.append(f"removed {', '.join(BIND_KEYS)}: only a binding writes them")
-    if enabled is False:
-        return Admitted(pod=pod, warnings=tuple(warnings))
     native = native_request(pod, context.providers)
+    if enabled is False:
+        return Admitted(pod=_left(pod, native, context), warnings=tuple(warnings))
     if enabled is None:
         migrated, why = _is_migrated(pod, native, labels, context)
         if not migrated:
             warnings += [why] if why else _forgotten_label(annotations)
-            return Admitted(pod=pod, warnings=tuple(warnings))
+            return Admitted(pod=_left(pod, native, context), warnings=tuple(warnings))
         labels = {**labels, names.ENABLED: "true"}
     warnings += hints(labels, annotations)
     if _beyond_canary(labels, annotations, context):
@@ -135,6 +137,17 @@ def _is_migrated(
         if reason:
             return False, f"not taken over: {', '.join(native.resources)}: {reason}"
     return True, ""
+
+
+def _left(pod: JsonObject, native: NativeRequest | None, context: AdmissionContext) -> JsonObject:
+    """Return a pod that is not ours; our scheduler keeps native ones off our nodes, if asked to.
+
+    A pod that names a scheduler of its own keeps it.
+    """
+    own = str(spec_of(pod).get("schedulerName") or DEFAULT_SCHEDULER)
+    if native is None or not context.migration.progressive or own != DEFAULT_SCHEDULER:
+        return pod
+    return {**pod, "spec": {**spec_of(pod), "schedulerName": names.SCHEDULER}}
 
 
 def _forgotten_label(annotations: Mapping[str, str]) -> list[str]:

@@ -33,11 +33,20 @@ class Migration(Wire, frozen=True, kw_only=True):
 
     A pod is taken over when no excluding scope selects it, and an including one does or none is
     given.
+
+    Attributes:
+        enable: Take pods over.
+        includes: Which ones; all when empty.
+        excludes: Which ones not.
+        progressive: Both ways of giving out GPUs live in one cluster, each on nodes of its own:
+            native GPU pods that are not taken over go through our scheduler, which keeps them
+            off nodes with workers, and such nodes bear a taint.
     """
 
     enable: bool = False
     includes: tuple[MigrationScope, ...] = ()
     excludes: tuple[MigrationScope, ...] = ()
+    progressive: bool = False
 
     def selects(
         self, namespace: str, namespace_labels: Mapping[str, str], pod_labels: Mapping[str, str]

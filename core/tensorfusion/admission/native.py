@@ -109,7 +109,7 @@ def _count(container: JsonObject, providers: Providers) -> Counter[str]:
     found: Counter[str] = Counter()
     for side in resources(container):
         for name, amount in side.items():
-            if name in providers.whole or providers.slice_of(name):
+            if providers.is_native(name):
                 number = _whole_number(amount)
                 if number > found[name]:
                     found[name] = number

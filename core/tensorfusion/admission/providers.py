@@ -31,6 +31,10 @@ class Providers:
         """Vendors with a ProviderConfig."""
         return tuple(self.images)
 
+    def is_native(self, resource: str) -> bool:
+        """Whether a resource stands for whole cards or partitions of them."""
+        return resource in self.whole or self.slice_of(resource) is not None
+
     def slice_of(self, resource: str) -> str | None:
         """The partition template a native resource name stands for; None for any other name."""
         if not resource.startswith(MIG_PREFIX):

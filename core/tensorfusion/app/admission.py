@@ -103,6 +103,10 @@ class StoreAdmission:
         """Whether `admit` wants to see such writes."""
         return (resource.qualified, operation) in self._handlers
 
+    def is_native(self, resource: str) -> bool:
+        """Whether a resource name stands for GPUs that another system gives out."""
+        return self._contexts.providers().is_native(resource)
+
     def admit(self, request: AdmissionRequest) -> AdmissionResult:
         """Allow a write, perhaps with changes.
 

@@ -16,7 +16,6 @@ from tensorfusion import __version__
 from tensorfusion.admission import Migration
 from tensorfusion.alerting import Dispatcher, Evaluator
 from tensorfusion.api import registry, validation
-from tensorfusion.api.core.pod import Pod
 from tensorfusion.api.pool import GPUPool
 from tensorfusion.api.resource import JsonObject
 from tensorfusion.api.scheduling_config import HypervisorScheduling
@@ -38,7 +37,7 @@ from tensorfusion.clock import Clock, SystemClock
 from tensorfusion.controllers.deployment import DeploymentController
 from tensorfusion.controllers.event_expiry import EventExpiry
 from tensorfusion.controllers.node import NodeController
-from tensorfusion.controllers.node_lifecycle import NodeLifecycle, is_silent
+from tensorfusion.controllers.node_lifecycle import NodeLifecycle
 from tensorfusion.controllers.pool import ClusterController, PoolController
 from tensorfusion.controllers.replicaset import ReplicaSetController
 from tensorfusion.controllers.workload import (
@@ -68,6 +67,7 @@ from tensorfusion.scheduling.fleet_sync import FleetInformers, FleetSync, find_p
 from tensorfusion.scheduling.gpu_status import GpuStatusWriter
 from tensorfusion.scheduling.log_file import DecisionLogFile
 from tensorfusion.scheduling.placer import Placer
+from tensorfusion.scheduling.plain_pods import PlainPods
 from tensorfusion.scheduling.quota_status import QuotaStatusWriter
 from tensorfusion.scheduling.scheduler import Scheduler, SchedulerInformers
 from tensorfusion.spi.alerts import Alert
@@ -112,15 +112,16 @@ class ControlPlane:
         self.informers = Informers(self.store, self.clock)
         self.agents = Agents(self.store, self.clock)
         self.manager = Manager(self.clock, self.health)
+        self.migration = migration_of(settings)
         self.metrics = self._metric_store()
         self._build_scheduling()
         self._build_hypervisor()
         self._build_controllers()
         self._build_alerting()
-        migration = migration_of(settings)
-        self.store.set_admission(
-            StoreAdmission(self.store, self.placer, self.host, migration=migration)
+        self.admission = StoreAdmission(
+            self.store, self.placer, self.host, migration=self.migration
         )
+        self.store.set_admission(self.admission)
         self.server = self._build_server(port)
 
     def start(self) -> None:
@@ -201,7 +202,7 @@ class ControlPlane:
             events=self._events("tensorfusion-scheduler"),
             instruments=self.instruments,
             batch=self.store.transaction,
-            plain_node=self._plain_node,
+            plain=self._plain_pods(),
             on_gang=lambda key: self._workloads.controller.queue.add(key),
         )
         informers.quotas.subscribe(lambda _change: self.scheduler.wake())
@@ -272,6 +273,7 @@ class ControlPlane:
             informers.pools,
             devices=lambda: self.fleet.devices,
             clock=clock,
+            marks=self.migration.progressive,
         )
         pools = PoolController(
             store,
@@ -396,15 +398,14 @@ class ControlPlane:
         self.instruments.replace("tensorfusion_workqueue_depth", rows)
         return self.instruments.exposition()
 
-    def _plain_node(self, pod: Pod) -> str:
-        """The node with the fewest pods, for a pod that wants no GPU."""
-        nodes = [
-            n.metadata.name
-            for n in self.informers.nodes.values()
-            if not (n.spec and (n.spec.unschedulable or is_silent(n)))
-        ]
-        pods = self.informers.pods
-        return min(nodes, key=lambda n: (len(pods.by_index("node", n)), n), default="")
+    def _plain_pods(self) -> PlainPods:
+        return PlainPods(
+            self.informers.nodes,
+            self.informers.pods,
+            workers_on=self.placer.ledger.workers_on,
+            native=lambda name: self.admission.is_native(name),
+            progressive=self.migration.progressive,
+        )
 
     def _enforcement(self, node: str, mode: str) -> str:
         if node in self.hypervisor.sessions:
@@ -476,14 +477,12 @@ class ControlPlane:
         self.instruments.replace("tensorfusion_plugin_info", rows)
 
 
-def migration_of(settings: Settings) -> Migration | None:
-    """Decode which native GPU pods are taken over; None when none are.
+def migration_of(settings: Settings) -> Migration:
+    """Decode which native GPU pods are taken over, and what becomes of the others.
 
     Raises:
         ConfigError: A field is unknown or wrong; names it.
     """
-    if not settings.auto_migration:
-        return None
     try:
         return msgspec.convert(settings.auto_migration, Migration)
     except msgspec.ValidationError as error:

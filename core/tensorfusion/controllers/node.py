@@ -9,11 +9,12 @@ from tensorfusion.api.decode import to_json
 from tensorfusion.api.gpu import GPU
 from tensorfusion.api.node import GPUNode
 from tensorfusion.api.pool import GPUPool
-from tensorfusion.api.registry import GPU_NODES, GPUS
+from tensorfusion.api.registry import GPU_NODES, GPUS, NODES
 from tensorfusion.clock import Clock
 from tensorfusion.controllers import capacity
 from tensorfusion.controllers.owned import owner_reference
 from tensorfusion.controllers.status import MANAGER, ready, write_status
+from tensorfusion.controllers.taints import set_taint
 from tensorfusion.errors import AlreadyExists
 from tensorfusion.model.demand import Requirement, SelectorTerm
 from tensorfusion.model.device import Device
@@ -30,6 +31,8 @@ class NodeController:
 
     Args:
         devices: The fleet's devices by uuid, for their virtual capacity.
+        marks: Nodes with workers get a taint that native GPU pods would rather avoid, as
+            progressive migration has it; otherwise a taint that was left is removed.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class NodeController:
         *,
         devices: Callable[[], Mapping[str, Device]],
         clock: Clock,
+        marks: bool = False,
     ) -> None:
         self._store = store
         self._nodes = nodes
@@ -50,6 +54,7 @@ class NodeController:
         self._pools = pools
         self._devices = devices
         self._clock = clock
+        self._marks = marks
         self.controller = Controller("nodes", self.reconcile, clock=clock)
         nodes.subscribe(self._node_changed)
         gpu_nodes.subscribe(self.controller.enqueue)
@@ -81,6 +86,8 @@ class NodeController:
         node = self._nodes.get(key)
         gpu_node = self._gpu_nodes.get(key)
         pool = self._pool_for(node, gpu_node) if node is not None else None
+        if node is not None and pool is None:
+            self._mark(node, used=False)
         if node is None or pool is None:
             self._release(self._gpus.by_index("node", key))
             if gpu_node is not None:
@@ -95,6 +102,7 @@ class NodeController:
         gpus = self._gpus.by_index("node", key)
         self._label(gpus, pool)
         self._write_status(node, gpu_node, gpus)
+        self._mark(node, used=bool(_pods_on(gpus)))
         return DONE
 
     def _pool_for(self, node: Node, gpu_node: GPUNode | None) -> GPUPool | None:
@@ -151,17 +159,20 @@ class NodeController:
             patch = {"metadata": {"labels": {names.GPU_POOL: pool.metadata.name}}}
             self._store.patch(GPUS, gpu.metadata.name, patch, field_manager=MANAGER)
 
+    def _mark(self, node: Node, *, used: bool) -> None:
+        """Put the taint on a node with workers, take it off one without."""
+        wanted = self._marks and used
+        taints = node.spec.taints if node.spec is not None else ()
+        if wanted == any(taint.key == names.USED_BY_TAINT for taint in taints):
+            return
+        taint = {"value": names.SYSTEM, "effect": "PreferNoSchedule"} if wanted else None
+        found = self._store.get(NODES, node.metadata.name)
+        set_taint(self._store, found, names.USED_BY_TAINT, taint)
+
     def _write_status(self, node: Node, gpu_node: GPUNode, gpus: list[GPU]) -> None:
         devices = self._devices()
         present = [g for g in gpus if names.GPU_MISSING_SINCE not in g.metadata.annotations]
         sums = capacity.total(capacity.of_gpu(g, devices.get(g.metadata.name)) for g in present)
-        pods = {
-            pod.uid
-            for gpu in present
-            if gpu.status is not None
-            for app in gpu.status.running_apps
-            for pod in app.pods
-        }
         node_ready = any(
             c.type == "Ready" and c.status == "True"
             for c in (node.status.conditions if node.status else ())
@@ -178,10 +189,21 @@ class NodeController:
             "totalGPUs": len(gpus),
             "managedGPUs": len(present),
             "managedGPUDeviceIDs": sorted(g.metadata.name for g in present),
-            "totalGPUPods": len(pods),
+            "totalGPUPods": len(_pods_on(present)),
         }
         conditions = ready(is_ready, reason, message, gpu_node.metadata.generation)
         write_status(self._store, GPU_NODES, gpu_node, status, conditions, self._clock)
+
+
+def _pods_on(gpus: list[GPU]) -> set[str]:
+    """Return the uids of the pods that hold shares of cards."""
+    return {
+        pod.uid
+        for gpu in gpus
+        if gpu.status is not None
+        for app in gpu.status.running_apps
+        for pod in app.pods
+    }
 
 
 def pool_labels(pool: GPUPool) -> dict[str, str]:

@@ -15,6 +15,7 @@ from tensorfusion.api.registry import LEASES, NODES
 from tensorfusion.api.resource import JsonObject
 from tensorfusion.clock import Clock, format_timestamp
 from tensorfusion.controllers.status import MANAGER
+from tensorfusion.controllers.taints import set_taint
 from tensorfusion.errors import ApiError, Conflict
 from tensorfusion.runtime.events import EventRecorder, subject
 from tensorfusion.store.informer import Informer
@@ -101,23 +102,15 @@ class NodeLifecycle:
         if (unknown, is_silent(node)) == (silent, silent):
             return
         found = self._store.get(NODES, node.metadata.name)
-        found = self._set_taint(found, silent)
+        added = format_timestamp(self._clock.now())
+        taint = {"effect": "NoSchedule", "timeAdded": added} if silent else None
+        found = set_taint(self._store, found, TAINT, taint)
         self._set_ready(found, silent)
         reason, message = ("NodeReady", "the node agent renews its lease again")
         if silent:
             reason, message = "NodeNotReady", f"no renewal of its lease for {GRACE_SECONDS:.0f} s"
         log.info(reason, extra={"node": node.metadata.name})
         self._events.event(subject(NODES, node.metadata), reason, message, warning=silent)
-
-    def _set_taint(self, node: JsonObject, silent: bool) -> JsonObject:
-        before = (node.get("spec") or {}).get("taints") or []
-        taints = [taint for taint in before if taint.get("key") != TAINT]
-        if silent:
-            added = format_timestamp(self._clock.now())
-            taints.append({"key": TAINT, "effect": "NoSchedule", "timeAdded": added})
-        version = {"resourceVersion": node["metadata"]["resourceVersion"]}
-        body = {"metadata": version, "spec": {"taints": taints}}
-        return self._store.patch(NODES, node["metadata"]["name"], body, field_manager=MANAGER)
 
     def _set_ready(self, node: JsonObject, silent: bool) -> None:
         conditions = (node.get("status") or {}).get("conditions") or []

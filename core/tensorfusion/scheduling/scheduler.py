@@ -33,6 +33,7 @@ from tensorfusion.scheduling.gangs import Gangs, Placed
 from tensorfusion.scheduling.hints import Hints
 from tensorfusion.scheduling.nomination import NOMINATION_SECONDS
 from tensorfusion.scheduling.placer import Placer
+from tensorfusion.scheduling.plain_pods import PlainPods
 from tensorfusion.scheduling.preemptor import Preemptor
 from tensorfusion.scheduling.priority import Priorities
 from tensorfusion.scheduling.translate import demand_of
@@ -65,7 +66,7 @@ class Scheduler:
     Args:
         bind: How a pod is bound; the store's own way.
         batch: A context manager that groups the store's writes, if it can; it nests.
-        plain_node: Chooses a node for a pod without GPUs, where nobody else binds those.
+        plain: Chooses nodes for pods without GPUs, where nobody else binds those.
         on_gang: Told the key of a gang whose state has changed.
 
     Concurrency: the controller is served by one thread; `resize` may be called from any.
@@ -82,7 +83,7 @@ class Scheduler:
         events: EventRecorder,
         instruments: Instruments,
         batch: Callable[[], AbstractContextManager[None]] = nullcontext,
-        plain_node: Callable[[Pod], str] | None = None,
+        plain: PlainPods | None = None,
         on_gang: Callable[[str], None] = lambda _key: None,
     ) -> None:
         self._store = store
@@ -93,7 +94,7 @@ class Scheduler:
         self._events = events
         self._instruments = instruments
         self._batch = batch
-        self._plain_node = plain_node
+        self._plain = plain
         self._priorities = Priorities(informers.classes)
         self._waiting = Waiting(store, pods, clock=clock, events=events, instruments=instruments)
         self._hints = Hints(placer, clock)
@@ -140,6 +141,8 @@ class Scheduler:
         gang = gang_key(pod) if pod is not None else ""
         if gang:
             self.gangs.touched(gang)
+        if self._plain is not None and pod is not None and (new is None or not waits(new)):
+            self._plain.seen(pod.metadata.uid)
         if new is None:
             self._bound.pop(change.key, None)
             return
@@ -150,7 +153,7 @@ class Scheduler:
                 self._placer.running(new.metadata.uid)
         if pod_view.is_finished(new):
             self._placer.release(new.metadata.uid, f"the pod {pod_view.phase(new).lower()}")
-        elif waits(new) and (pod_view.is_worker(new) or self._plain_node is not None):
+        elif waits(new) and (pod_view.is_worker(new) or self._plain is not None):
             self.queue.add(change.key)
 
     def reconcile(self, key: str) -> Result:
@@ -302,16 +305,29 @@ class Scheduler:
 
     def _bind_plain(self, pod: Pod) -> None:
         """Bind a pod that wants no GPU."""
-        node = self._plain_node(pod) if self._plain_node is not None else ""
-        if not node:
-            self.queue.add_after(pod_view.key(pod), RETRY_SECONDS)
+        if self._plain is None:
             return
-        target = Placement(node=node, devices=(), score=0.0, policy="plain")
+        key = pod_view.key(pod)
+        choice = self._plain.choose(pod)
+        if not choice.node:
+            self._waiting.refuse(pod, self._placer.version(), "Unschedulable", choice.message)
+            self.queue.add_after(key, RETRY_SECONDS)
+            return
+        target = Placement(node=choice.node, devices=(), score=0.0, policy="plain")
         body = binding(pod, target, None)
+        self._plain.assume(pod, choice.node)
         try:
             self._bind(pod.metadata.namespace, pod.metadata.name, body)
-        except (NotFound, Conflict):
+        except ApiError as error:
+            self._plain.seen(pod.metadata.uid)
+            if not isinstance(error, (NotFound, Conflict)):
+                raise
             return
+        self._waiting.forget(key)
+        reason, where = "Scheduled", f"placed on node {choice.node}"
+        if choice.apart:
+            reason, where = "ScheduleWithNativeGPU", f"{where}, which has no workers of ours"
+        self._events.event(pod_view.reference(pod), reason, where)
 
     def _bind_all(self, groups: list[list[Placed]]) -> None:
         """Bind a batch in one commit; a group that cannot be bound as a whole is taken back."""

@@ -98,6 +98,16 @@ def demand_of(pod: Pod) -> Demand:
     )
 
 
+def node_rules_of(pod: Pod) -> Shape:
+    """Read what any pod demands of its node, as a request without GPUs."""
+    return Shape(
+        gpu_count=0,
+        node_selector=tuple(sorted(pod.spec.node_selector.items())) if pod.spec else (),
+        affinity=_affinity(pod),
+        tolerations=_tolerations(pod),
+    )
+
+
 def _topology(annotations: Mapping[str, str]) -> TopologyWish | None:
     required = annotations.get(names.REQUIRE_GPU_TOPOLOGY)
     tier = annotations.get(names.GPU_TOPOLOGY_MAX_TIER)

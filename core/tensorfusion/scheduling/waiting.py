@@ -135,6 +135,8 @@ class Waiting:
         pending: dict[str, int] = {}
         for key in list(self._unplaced):
             pod = self._pods.get(key)
+            if pod is not None and not pod_view.is_worker(pod):
+                continue
             pool = pod.metadata.labels.get(names.GPU_POOL, "") if pod is not None else ""
             pending[pool] = pending.get(pool, 0) + 1
         self._instruments.replace(

@@ -23,6 +23,9 @@ PAIRS: int = 3
 EVICTIONS_TRIED: int = 300
 """Sets of victims that are tried out where more than amounts matter; some 100 microseconds each."""
 
+NODES_TRIED: int = 16
+"""Nodes that are changed for a try where a rule compares nodes; some milliseconds each."""
+
 _replace = msgspec.structs.replace
 _IN_SERVICE = BIT["cordoned"] | BIT["phase"] | BIT["owner"]
 _ABOUT_OTHERS = BIT["neighbours"] | BIT["claims"]
@@ -102,8 +105,8 @@ class _Relaxation:
         self._connected = topology is not None and topology.required
         self._tries = self._connected or self._around is not None
         """Whether victims are found by trying: more than amounts matter."""
-        self._gave_up = False
-        """Whether there were more sets of workers than were tried."""
+        self._gave_up: set[str] = set()
+        """Kinds of which there was more than was tried."""
 
     def answer(self) -> Answer:
         if not self._violations and self._failures.fits():
@@ -158,12 +161,26 @@ class _Relaxation:
         """Change a node or its cards, and see whether a spread comes out: it compares nodes."""
         if self._violated(shape):
             return None
-        changes = WorldChanges(self._refit(shape), self._holdings, (), self._passing(shape))
-        step = changes.kinds[kind](_ABOUT_OTHERS, None)
-        if step is None:
-            return None
-        with self._applied(step):
-            return step if self._refit(shape).fits() else None
+        failures = self._refit(shape)
+        changes = WorldChanges(failures, self._holdings, (), self._passing(shape))
+        concerned = (failures.bits & BIT[kind]).any(axis=1)
+        slots = [slot for slot in failures.nodes(BIT[kind] | _ABOUT_OTHERS) if concerned[slot]]
+        found = [changes.kinds[kind](_ABOUT_OTHERS, slot) for slot in slots[:NODES_TRIED]]
+        for step in sorted((step for step in found if step is not None), key=self._size):
+            with self._applied(step):
+                if self._refit(shape).fits():
+                    return step
+        if len(slots) > NODES_TRIED:
+            self._gave_up.add(kind)
+        return None
+
+    def _size(self, step: Step) -> int:
+        """Return how large a change of a node is, compared with others of its kind."""
+        if not step.max_workers:
+            return len(step.devices)
+        slot = self._engine.fleet.slot_of(step.node)
+        node = self._engine.fleet.nodes[slot] if slot is not None else None
+        return step.max_workers - (node.max_workers if node is not None else 0)
 
     def _evict_tried(self, shape: Shape, *, within_quota: bool = False) -> Step | None:
         """Try sets of workers, small ones first, on the ledger itself.
@@ -189,7 +206,7 @@ class _Relaxation:
             for name, workers in places:
                 for keys in combinations(workers, size):
                     if not tries:
-                        self._gave_up = True
+                        self._gave_up.add("evict")
                         return None
                     tries -= 1
                     if self._fits_without(keys, demand, name, within_quota):
@@ -241,8 +258,10 @@ class _Relaxation:
 
     def _proof(self, kind: str) -> str:
         """Say what stands in the way when the kind is relaxed all the way."""
-        if kind == "evict" and self._gave_up:
+        if kind in self._gave_up and kind == "evict":
             return f"none of the {EVICTIONS_TRIED} smallest sets of workers that were tried helps"
+        if kind in self._gave_up:
+            return f"none of the {NODES_TRIED} nodes that were tried helps"
         if kind == "evict" and self._violations:
             return f"even with nobody there: {self._violations[0].message}"
         if self._violations and kind in _WORLD:

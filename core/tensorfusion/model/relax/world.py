@@ -141,7 +141,9 @@ class WorldChanges:
             compute = sum(usage.device.capacity_gflops for usage in block if usage.device)
             size = (len(block), compute, node.name if node else "")
             smaller = best is None or size < best[0]
-            if smaller and self._fits_empty(found, usable[found]) and self._passes(_RESET, found):
+            if not smaller or not self._fits_empty(found, usable[found]):
+                continue
+            if self._passes(lifted | _RESET | _AROUND, found):
                 best = (size, found)
         if best is None:
             return None
