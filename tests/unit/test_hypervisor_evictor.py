@@ -1,7 +1,6 @@
 """Whose memory goes: by table, by property, and with made-up sessions."""
 
-import dataclasses
-
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,7 +112,7 @@ class Session:
         if worker in self.refuses:
             raise BackendError("made-up", f"worker {worker!r} holds what cannot be saved")
         self.frozen.append(worker)
-        self.uses[worker] = dataclasses.replace(self.uses[worker], vram_bytes=0)
+        self.uses[worker] = msgspec.structs.replace(self.uses[worker], vram_bytes=0)
 
 
 def spec(worker, qos, policy):

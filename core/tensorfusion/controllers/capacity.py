@@ -1,7 +1,8 @@
 """Sums of capacity: devices into nodes, nodes into pools, pools into clusters. Pure."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from tensorfusion.api.gpu import GPU
 from tensorfusion.api.node import GPUNodeStatus
@@ -11,8 +12,7 @@ from tensorfusion.model.device import Device
 from tensorfusion.units import format_bytes, format_tflops, parse_bytes, parse_gflops
 
 
-@dataclass(frozen=True, slots=True)
-class Capacity:
+class Capacity(msgspec.Struct, frozen=True, gc=False):
     """Amounts in base units; ``available`` is what requests leave, virtual what limits may use."""
 
     gflops: int = 0
@@ -27,7 +27,7 @@ class Capacity:
 
 def total(parts: Iterable[Capacity]) -> Capacity:
     """Add capacities up."""
-    columns = zip(*(astuple(part) for part in parts), strict=True)
+    columns = zip(*map(msgspec.structs.astuple, parts), strict=True)
     return Capacity(*(sum(column) for column in columns))
 
 
@@ -81,18 +81,4 @@ def of_status(status: GPUNodeStatus | GPUPoolStatus) -> Capacity:
         available_vram_bytes=parse_bytes(status.available_vram or 0),
         virtual_available_gflops=parse_gflops(status.virtual_available_tflops or 0),
         virtual_available_vram_bytes=parse_bytes(status.virtual_available_vram or 0),
-    )
-
-
-def astuple(part: Capacity) -> tuple[int, ...]:
-    """The amounts in the order of the fields (`dataclasses.astuple` copies deeply, and slowly)."""
-    return (
-        part.gflops,
-        part.vram_bytes,
-        part.virtual_gflops,
-        part.virtual_vram_bytes,
-        part.available_gflops,
-        part.available_vram_bytes,
-        part.virtual_available_gflops,
-        part.virtual_available_vram_bytes,
     )

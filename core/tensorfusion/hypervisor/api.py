@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from tensorfusion import __version__
 from tensorfusion.clock import Clock
 from tensorfusion.errors import (
@@ -150,7 +152,7 @@ class AgentApi:
         for info in self._visible(caller):
             found = metrics.get(info.uuid)
             row = dataclasses.asdict(info)
-            row["metrics"] = None if found is None else dataclasses.asdict(found)
+            row["metrics"] = None if found is None else msgspec.structs.asdict(found)
             if not caller.worker:
                 row["workers"] = holders.get(info.uuid, 0)
             rows.append(row)

@@ -2,7 +2,7 @@
 
 A pass reads every session once; what was read last is handed to the exposition's cache and to the
 metric store. Where samples are taken more often than anyone looks, the second part is done by who
-looks. Rates stay FLOP/s (base unit), memory bytes.
+found. Rates stay FLOP/s (base unit), memory bytes.
 """
 
 import logging
@@ -16,13 +16,13 @@ from tensorfusion.api.core.pod import Pod
 from tensorfusion.clock import Clock
 from tensorfusion.errors import BackendError
 from tensorfusion.hypervisor.discovery import Discovery
-from tensorfusion.runtime.instruments import Instruments, Row
+from tensorfusion.hypervisor.series import GIGA, Readings, Rows
+from tensorfusion.runtime.instruments import Instruments
 from tensorfusion.spi.backend import (
     Capabilities,
     DeviceInfo,
     DeviceMetrics,
     NodeBackend,
-    Pressure,
     WorkerUsage,
 )
 from tensorfusion.spi.catalogue import BY_NAME
@@ -31,10 +31,12 @@ from tensorfusion.spi.metrics import Labels, MetricStore, Sample
 from tensorfusion.store.informer import Informer
 
 log = logging.getLogger(__name__)
-GIGA = 1e9
 DEVICE_SECONDS = 0.9
 """Devices are read once a second at most, however often workers are: drivers refresh their
 counters no faster than a few times a second."""
+REST = 2.0
+"""Pause after a pass, at least so many times as long: a large fleet is looked at less often, and
+never takes more than a third of one core."""
 STORED = frozenset(
     {
         "tensorfusion_gpu_vram_capacity_bytes",
@@ -90,8 +92,7 @@ class Sampling:
         self._shown: set[str] = set()
         self._pairs: dict[tuple[str, ...], dict[tuple[str, ...], Labels]] = {}
         """Label pairs of the last pass by names, then by values: most series come again."""
-        self._facts: dict[str, tuple[str, Mapping[str, DeviceInfo], dict[str, list[Row]]]] = {}
-        """Node to pool, devices, and the rows that follow from those two."""
+        self._facts: dict[str, _Facts] = {}
 
     def run(
         self,
@@ -114,7 +115,7 @@ class Sampling:
             step()
             after()
             spent = self._clock.monotonic() - started
-            self._clock.wait(stop, max(interval_seconds - spent, interval_seconds / 10))
+            self._clock.wait(stop, max(interval_seconds - spent, spent * REST))
 
     def run_once(self) -> None:
         """Read every session once, and publish."""
@@ -148,22 +149,24 @@ class Sampling:
     def publish(self) -> None:
         """Hand the last readings on; one thread at a time."""
         with self._lock:
-            rows: dict[str, list[Row]] = {}
+            rows: Rows = {}
+            found = Readings()
             pods = {pod.metadata.uid: pod for pod in self._pods.values()}
             for node, reading in self.latest.copy().items():
                 session = self._sessions[node]
                 if self._capabilities.metrics:
-                    self._add_devices(node, reading.devices, rows)
+                    self._add_devices(node, reading.devices, found, rows)
                 if self._capabilities.process_usage:
-                    self._add_workers(node, session, reading.workers, rows, pods)
+                    self._add_workers(node, session, reading.workers, found, pods)
                 self._instruments.set(
                     "tensorfusion_hypervisor_last_heartbeat_timestamp_seconds",
                     reading.time,
                     {"node": node},
                 )
+            found.write(rows)
             self._publish(rows)
 
-    def _publish(self, rows: dict[str, list[Row]]) -> None:
+    def _publish(self, rows: Rows) -> None:
         """Hand the rows of a pass over; what had rows in the last pass and has none now goes."""
         now = self._clock.now()
         samples: list[Sample] = []
@@ -193,111 +196,76 @@ class Sampling:
             log.exception("samples not stored")
 
     def _add_devices(
-        self, node: str, readings: Sequence[DeviceMetrics], rows: dict[str, list[Row]]
+        self, node: str, readings: Sequence[DeviceMetrics], found: Readings, rows: Rows
     ) -> None:
         pool = self.pool_of(node)
-        infos = self._discovery.infos.get(node, {})
-        for name, facts in self._facts_of(node, pool, infos).items():
-            rows.setdefault(name, []).extend(facts)
-        for reading in readings:
-            if reading.uuid in infos:
-                _add_reading(rows, (pool, node, reading.uuid.lower()), reading)
+        facts = self._facts_of(node, pool, self._discovery.infos.get(node, {}))
+        for name, series in facts.rows.items():
+            rows.setdefault(name, []).extend(series)
+        labels = facts.labels
+        found.devices += [(labels[r.uuid], r) for r in readings if r.uuid in labels]
 
-    def _facts_of(
-        self, node: str, pool: str, infos: Mapping[str, DeviceInfo]
-    ) -> dict[str, list[Row]]:
-        """Rows that change only when discovery finds something else."""
+    def _facts_of(self, node: str, pool: str, infos: Mapping[str, DeviceInfo]) -> "_Facts":
+        """What changes only when discovery finds something else."""
         known = self._facts.get(node)
-        if known is not None and known[0] == pool and known[1] is infos:
-            return known[2]
-        rows: dict[str, list[Row]] = {}
+        if known is not None and known.pool == pool and known.infos is infos:
+            return known
+        rows: Rows = {}
+        labels = {uuid: (pool, node, uuid.lower()) for uuid in infos}
         for uuid, info in infos.items():
-            labels = (pool, node, uuid.lower())
-            facts = (*labels, str(info.index), info.vendor, info.model, info.driver_version, "soft")
+            who = labels[uuid]
+            facts = (*who, str(info.index), info.vendor, info.model, info.driver_version, "soft")
             _add(rows, "gpu_info", facts, 1)
-            _add(rows, "gpu_vram_capacity_bytes", labels, info.vram_bytes)
-            _add(rows, "gpu_compute_capacity_flops", labels, info.compute_gflops * GIGA)
-            _add(rows, "gpu_healthy", labels, float(info.healthy))
-        self._facts[node] = (pool, infos, rows)
-        return rows
+            _add(rows, "gpu_vram_capacity_bytes", who, info.vram_bytes)
+            _add(rows, "gpu_compute_capacity_flops", who, info.compute_gflops * GIGA)
+            _add(rows, "gpu_healthy", who, float(info.healthy))
+        known = self._facts[node] = _Facts(pool, infos, labels, rows)
+        return known
 
     def _add_workers(
         self,
         node: str,
         session: NodeBackend,
         usage: Sequence[WorkerUsage],
-        rows: dict[str, list[Row]],
+        found: Readings,
         pods: Mapping[str, Pod],
     ) -> None:
         pool = self.pool_of(node)
         infos = self._discovery.infos.get(node, {})
+        labels = self._facts_of(node, pool, infos).labels
         specs = {spec.worker: spec for spec in session.workers()}
         workers_on: dict[str, int] = dict.fromkeys(infos, 0)
         for use in usage:
             spec = specs.get(use.worker)
             if spec is None:
                 continue
-            workers_on[use.uuid] = workers_on.get(use.uuid, 0) + 1
-            who = (pool, node, spec.namespace, spec.workload, spec.name, use.uuid.lower())
-            capacity = infos[use.uuid].compute_gflops if use.uuid in infos else 0
-            _add_usage(rows, who, use, capacity)
-        for uuid, count in workers_on.items():
-            _add(rows, "gpu_workers", (pool, node, uuid.lower()), count)
+            uuid = use.uuid
+            workers_on[uuid] = workers_on.get(uuid, 0) + 1
+            who = (pool, node, spec.namespace, spec.workload, spec.name, uuid.lower())
+            capacity = infos[uuid].compute_gflops if uuid in infos else 0
+            found.uses.append((who, use, capacity))
+        found.counts += [
+            (labels.get(uuid) or (pool, node, uuid.lower()), float(count))
+            for uuid, count in workers_on.items()
+        ]
+        limited = session if isinstance(session, LimitedWorkers) else None
         for spec in specs.values():
-            labels = (pool, node, spec.namespace, spec.workload, spec.name)
             pod = pods.get(spec.worker)
             ready = pod is not None and pod_view.is_ready(pod)
-            _add(rows, "worker_ready", labels, float(ready))
-            _add(rows, "worker_compute_request_flops", labels, spec.share.request_gflops * GIGA)
-            _add(rows, "worker_compute_limit_flops", labels, spec.share.limit_gflops * GIGA)
-            _add(rows, "worker_vram_request_bytes", labels, spec.share.request_vram_bytes)
-            _add(rows, "worker_vram_limit_bytes", labels, spec.share.limit_vram_bytes)
-            if isinstance(session, LimitedWorkers):
-                faults = session.faults(spec.worker)
-                _add(rows, "worker_limiter_opened_total", labels, faults.opened)
-                _add(rows, "worker_limiter_closed_total", labels, faults.closed)
+            faults = limited.faults(spec.worker) if limited is not None else None
+            owner = (pool, node, spec.namespace, spec.workload, spec.name)
+            found.held.append((owner, spec, ready, faults))
 
 
-def _add(rows: dict[str, list[Row]], name: str, labels: tuple[str, ...], value: float) -> None:
+def _add(rows: Rows, name: str, labels: tuple[str, ...], value: float) -> None:
     rows.setdefault(names.METRIC_PREFIX + name, []).append((labels, float(value)))
 
 
-def _add_reading(
-    rows: dict[str, list[Row]], labels: tuple[str, ...], reading: DeviceMetrics
-) -> None:
-    for name, value in (
-        ("gpu_compute_utilization_ratio", reading.utilization_ratio),
-        ("gpu_vram_used_bytes", reading.vram_used_bytes),
-        ("gpu_temperature_celsius", reading.temperature_celsius),
-        ("gpu_power_watts", reading.power_watts),
-        ("gpu_energy_joules_total", reading.energy_joules_total),
-        ("gpu_last_sample_timestamp_seconds", reading.time),
-    ):
-        if value is not None:
-            _add(rows, name, labels, value)
+@dataclass(slots=True)
+class _Facts:
+    """What is known of a node's devices besides their readings: labels by uuid, and rows."""
 
-
-def _add_usage(
-    rows: dict[str, list[Row]], labels: tuple[str, ...], use: WorkerUsage, capacity_gflops: int
-) -> None:
-    ratio = use.compute_gflops / capacity_gflops if capacity_gflops else 0.0
-    _add(rows, "worker_compute_used_flops", labels, use.compute_gflops * GIGA)
-    _add(rows, "worker_compute_utilization_ratio", labels, ratio)
-    _add(rows, "worker_vram_used_bytes", labels, use.vram_bytes)
-    _add(rows, "worker_throttled_seconds_total", labels, use.throttled_seconds_total)
-    _add(rows, "worker_vram_denials_total", labels, use.oom_total)
-    if use.pressure is not None:
-        _add_pressure(rows, labels, use.pressure)
-
-
-def _add_pressure(rows: dict[str, list[Row]], labels: tuple[str, ...], pressure: Pressure) -> None:
-    for name, value in (
-        ("worker_vram_spilled_bytes", pressure.spilled_bytes),
-        ("worker_vram_spilled_bytes_total", pressure.spilled_bytes_total),
-        ("worker_vram_wanted_bytes", pressure.wanted_bytes),
-        ("worker_vram_waits_total", pressure.waits_total),
-        ("worker_vram_waited_seconds_total", pressure.waited_seconds_total),
-        ("worker_vram_evict_requests_total", pressure.evict_requests_total),
-        ("worker_vram_full_denials_total", pressure.denied_total),
-    ):
-        _add(rows, name, labels, value)
+    pool: str
+    infos: Mapping[str, DeviceInfo]
+    labels: Mapping[str, tuple[str, ...]]
+    rows: Rows

@@ -9,7 +9,7 @@ one block; only growing beyond the arrays' size copies them, which doubling amor
 
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,20 @@ LANES: Final = 8
 """Device slots of the rough columns come in eights, so that eight answers are one number."""
 
 
+class Scratch(NamedTuple):
+    """Arrays for answers that are wanted for a moment, so that none are made for each.
+
+    Attributes:
+        cards: Per quantity, one answer per card of `Fleet.rough`, in a row.
+        words: The same, eight at a time.
+        nodes: One answer per node; (nodes,).
+    """
+
+    cards: tuple[Bools, ...]
+    words: tuple[NDArray[np.uint64], ...]
+    nodes: Bools
+
+
 _HOST_ROW: Final = struct.Struct(f"={HOST_COLUMNS}q")
 
 
@@ -65,6 +79,7 @@ class Fleet:
         rough: The same in 32 bits and whole MiB, -1 where there is no card, slots in eights, in
             the order of `headroom.ROUGH`; what fits a card fits these columns, too, and they are
             compared four times as fast.
+        scratch: Room for answers about all nodes.
         kinds: Distinct cards by profile and capacity, which `cells` refers to.
         gate: Who may join each card, bits; (nodes, slots).
         profile_codes: Position in `profiles`, -1 in empty slots; (nodes, slots).
@@ -502,6 +517,9 @@ class Fleet:
 
     def _set_arrays(self, cells: Ints, rough: NDArray[np.int32], host: Ints) -> None:
         self.cells, self.rough, self.host = cells, rough, host
+        cards = tuple(np.zeros(rough[0].size, dtype=np.bool_) for _ in range(QUANTITIES))
+        words = tuple(answers.view(np.uint64) for answers in cards)
+        self.scratch = Scratch(cards, words, np.zeros(len(host), dtype=np.bool_))
         self._flat_cells = cells.reshape(-1).data
         self._flat_rough = rough.reshape(-1).data
         self._host_bytes = host.reshape(-1).data.cast("B")

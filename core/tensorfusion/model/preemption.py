@@ -151,8 +151,9 @@ def _spare(search: Search, request: GangRequest, evicted: Sequence[str]) -> list
     victims = search.disruptable.victims
     order = sorted(evicted, key=lambda key: (-victims[key].priority, key))
     for key in order:
-        group = search.group_of(key, needed)
-        fewer = [other for other in needed if other not in group]
-        if len(fewer) < len(needed) and search.gang_nodes(request, fewer) is not None:
-            needed = fewer
+        for group in search.groups_with(key, needed):
+            fewer = [other for other in needed if other not in group]
+            if search.gang_nodes(request, fewer) is not None:
+                needed = fewer
+                break
     return needed

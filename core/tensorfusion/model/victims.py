@@ -4,7 +4,8 @@ See `tensorfusion.model.preemption` for what a good set of victims is.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, islice
 from typing import Final, NamedTuple
 
 import msgspec
@@ -17,6 +18,8 @@ from tensorfusion.model.takes import AllocationRefused
 
 STEPS: Final = 4000
 """Evictions tried per plan; each costs some tens of microseconds."""
+SPARED_TRIED: Final = 16
+"""Sets of members of one size that are tried in order to spare the rest of a gang."""
 
 
 class Victim(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,13 +163,25 @@ class Search:
             sum(victim.lost_gpu_seconds for victim in victims),
         )
 
-    def group_of(self, key: str, evicted: Sequence[str]) -> list[str]:
-        """Return the victims that can be spared only together with one of them."""
+    def groups_with(self, key: str, evicted: Sequence[str]) -> Iterator[list[str]]:
+        """Yield sets of victims that can be spared together, one of them given; large ones first.
+
+        Of a gang that would be gone, all members are spared, or so many that those who still go
+        leave it its quorum.
+        """
+        if key not in evicted:
+            return
         gang = self.disruptable.victims[key].gang
         members = [k for k in evicted if gang and self.disruptable.victims[k].gang == gang]
-        if len(members) <= self.disruptable.spare.get(gang, 0) or key not in members:
-            return [key]
-        return members
+        spare = self.disruptable.spare.get(gang, 0)
+        if len(members) <= spare or key not in members:
+            yield [key]
+            return
+        yield members
+        others = [other for other in members if other != key]
+        for going in range(1, min(spare, len(others)) + 1):
+            for gone in islice(combinations(others, going), SPARED_TRIED):
+                yield [other for other in members if other not in gone]
 
     def breaks_gang(self, evicted: Sequence[str]) -> bool:
         """Tell whether a gang would be left below its quorum but not gone."""

@@ -41,7 +41,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         auto_migration: Which pods with native GPU requests are taken over: ``enable``, and scopes
             ``includes`` and ``excludes``; see the how-to guide on migration.
         metric_store: Name of the metric store plugin.
-        sample_seconds: How often hypervisors read devices and workers.
+        sample_seconds: How often hypervisors read devices and workers; less often where a reading
+            takes longer than a third of that.
         autoscale_seconds: Pause between passes of the autoscaler.
         alert_seconds: Pause between evaluations of the alert rules, at least one sample's.
         event_ttl_seconds: How long an event stays after it last happened.

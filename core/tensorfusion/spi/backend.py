@@ -9,6 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import msgspec
+
 from tensorfusion.clock import Clock
 
 
@@ -115,8 +117,7 @@ class Link:
     bandwidth_mbps: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceMetrics:
+class DeviceMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One reading of one device; None where the device cannot tell.
 
     Attributes:
@@ -185,8 +186,7 @@ class Pressure:
     denied_total: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerUsage:
+class WorkerUsage(msgspec.Struct, frozen=True, kw_only=True):
     """What one worker used of one device.
 
     Attributes:

@@ -1,8 +1,9 @@
 """Where samples are kept and asked: the MetricStore Protocol."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+
+import msgspec
 
 from tensorfusion.spi.recommender import UsageSeries
 from tensorfusion.spi.rules import Expression
@@ -11,8 +12,7 @@ Labels = tuple[tuple[str, str], ...]
 """Label pairs sorted by name: the identity of a series together with the metric's name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(msgspec.Struct, frozen=True, gc=False):
     """One value of one series at one time (epoch seconds)."""
 
     name: str
@@ -21,8 +21,7 @@ class Sample:
     value: float
 
 
-@dataclass(frozen=True, slots=True)
-class SeriesValue:
+class SeriesValue(msgspec.Struct, frozen=True, gc=False):
     """One series of an evaluated expression."""
 
     labels: Labels

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from itertools import combinations
 
 import msgspec
+import numpy as np
 
 from tensorfusion.model.demand import Demand, Shape
 from tensorfusion.model.device import RUNNING
@@ -13,7 +14,13 @@ from tensorfusion.model.filters import node_key, profile_key
 from tensorfusion.model.quota import Violation
 from tensorfusion.model.relax.failures import BIT, Emptied, Failures
 from tensorfusion.model.relax.holdings import Holdings, workers_of
-from tensorfusion.model.relax.request import AMOUNTS, RequestChanges, loosest, restored
+from tensorfusion.model.relax.request import (
+    AMOUNTS,
+    NODES_TRIED,
+    RequestChanges,
+    loosest,
+    restored,
+)
 from tensorfusion.model.relax.step import KINDS, Answer, Futile, Step
 from tensorfusion.model.relax.world import WorldChanges, evict_step, quota_step
 
@@ -22,9 +29,6 @@ PAIRS: int = 3
 
 EVICTIONS_TRIED: int = 300
 """Sets of victims that are tried out where more than amounts matter; some 100 microseconds each."""
-
-NODES_TRIED: int = 16
-"""Nodes that are changed for a try where a rule compares nodes; some milliseconds each."""
 
 _replace = msgspec.structs.replace
 _IN_SERVICE = BIT["cordoned"] | BIT["phase"] | BIT["owner"]
@@ -163,7 +167,7 @@ class _Relaxation:
             return None
         failures = self._refit(shape)
         changes = WorldChanges(failures, self._holdings, (), self._passing(shape))
-        concerned = (failures.bits & BIT[kind]).any(axis=1)
+        concerned = np.asarray((failures.bits & BIT[kind]).any(axis=1))
         slots = [slot for slot in failures.nodes(BIT[kind] | _ABOUT_OTHERS) if concerned[slot]]
         found = [changes.kinds[kind](_ABOUT_OTHERS, slot) for slot in slots[:NODES_TRIED]]
         for step in sorted((step for step in found if step is not None), key=self._size):
@@ -239,7 +243,7 @@ class _Relaxation:
         failures = self._refit(shape)
         request = self._request(failures)
         if kind in request.kinds:
-            return request.kinds[kind](0) if request.applies(kind) else None
+            return next(request.each(kind, 0), None) if request.applies(kind) else None
         violations = self._violated(shape)
         if kind == "quota":
             return quota_step(violations) if violations and failures.fits() else None
@@ -323,16 +327,36 @@ class _Relaxation:
             violations = self._violations
             if second == "evict":  # what leaves makes room, up to the whole quota
                 violations = [_replace(v, used=0) for v in violations if v.requested > v.limit]
+            elif second in _WORLD:
+                violations = self._violated_with(second)
             if violations:
                 yield quota_step(violations)
             return
         probe, lifted = self._probe(second, self._shape)
         changes = self._request(probe, lifting=second)
-        steps = changes.isolations() if first == "isolation" else [changes.kinds[first](lifted)]
+        if second in _IN_PLACE and self._around is not None and self._around.spreads:
+            lifted |= _ABOUT_OTHERS  # which nodes a spread compares is known after the change
+        steps = changes.isolations() if first == "isolation" else changes.each(first, lifted)
         for step in steps:
-            if step is None or step.shape is None:
+            if step.shape is None:
                 continue
             yield _replace(step, shape=restored(step.shape, self._shape, second))
+
+    def _violated_with(self, kind: str) -> list[Violation]:
+        """Return what quotas object to once other cards come in: a whole card is counted whole."""
+        step = WorldChanges(self._failures, self._holdings).kinds[kind](0, None)
+        if step is None:
+            return []
+        if step.addition is not None:
+            cards = list(step.addition.devices)
+        else:
+            slot = self._engine.fleet.slot_of(step.node)
+            block = self._engine.fleet.blocks[slot] if slot is not None else []
+            cards = [usage.device for usage in block if usage.device is not None]
+        sizes = [card.capacity_gflops for card in cards]
+        present = self._failures.smallest_card()
+        smallest = min([*sizes, present] if present else sizes, default=0)
+        return self._engine.ledger.quotas.precheck(self._demand, smallest)
 
     def _pair_of_world(self, first: str, second: str) -> tuple[Step, Step] | None:
         """Change two things about one node."""

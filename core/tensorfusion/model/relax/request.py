@@ -20,6 +20,10 @@ Refit = Callable[[Shape], Failures]
 Missing = TypeVar("Missing")
 MODES_BY_COST: Final = ("soft", "hard", "partitioned", "shared")
 """Isolation modes, those that take the least of a card first."""
+NODES_TRIED: Final = 16
+"""Nodes that are looked at one by one where rules about other pods tell them apart."""
+_BY_NODE: Final = ("model", "vendor", "pool", "node-selector", "taint")
+"""Kinds of change that bring different nodes by different steps."""
 _replace = msgspec.structs.replace
 
 
@@ -46,6 +50,8 @@ class RequestChanges:
         around = failures.around
         self._moving = BIT["neighbours"] if around is not None and around.spreads else 0
         """Rules that must be looked at anew for each change, since they compare suitable nodes."""
+        self._only: int | None = None
+        """The node that a change has to bring; None for any."""
         self.kinds: dict[str, Callable[[int], Step | None]] = {
             "compute-limit": self._compute_limit,
             "vram-limit": self._vram_limit,
@@ -95,6 +101,32 @@ class RequestChanges:
             "pool": shape.pool,
         }
         return bool(stated.get(kind, True))
+
+    def each(self, kind: str, lifted: int) -> Iterator[Step]:
+        """Yield changes of one kind, smallest first.
+
+        Where rules about other pods matter, the smallest change may bring nodes that those rule
+        out; then there is one for each node that comes into question.
+        """
+        if self._failures.around is None or kind not in _BY_NODE:
+            step = self.kinds[kind](lifted)
+            if step is not None:
+                yield step
+            return
+        found: dict[Shape, Step] = {}
+        for slot in self._nodes(self._failures, lifted | BIT[kind] | self._moving)[:NODES_TRIED]:
+            self._only = slot
+            step = self.kinds[kind](lifted)
+            if step is not None and step.shape is not None:
+                found.setdefault(step.shape, step)
+        self._only = None
+        yield from sorted(found.values(), key=_looseness)
+
+    def _nodes(self, failures: Failures, lifted: int) -> list[int]:
+        nodes = failures.nodes(lifted)
+        if self._only is None:
+            return nodes
+        return [self._only] if self._only in nodes else []
 
     # Amounts
 
@@ -233,14 +265,14 @@ class RequestChanges:
             "vendor": f"allow other vendors than {self._shape.vendor}",
             "pool": f"allow other pools than {self._shape.pool}",
         }[kind]
-        nodes = self._failures.nodes(lifted | BIT[kind] | self._moving)
+        nodes = self._nodes(self._failures, lifted | BIT[kind] | self._moving)
         return self._step(kind, text, fields, nodes[0], lifted) if nodes else None
 
     def _model(self, lifted: int) -> Step | None:
         """Add as few models as possible: on each node those with the most cards first."""
         failures, fleet = self._failures, self._fleet
         lifted_most = lifted | BIT["model"] | self._moving
-        nodes = failures.nodes(lifted_most)
+        nodes = self._nodes(failures, lifted_most)
         usable, already = failures.usable(lifted_most), failures.usable(lifted | self._moving)
         best: tuple[int, list[str], int] | None = None
         for slot in nodes:
@@ -279,10 +311,10 @@ class RequestChanges:
             if value.casefold() == current:
                 continue
             changed = _replace(shape, **{kind: value})
-            nodes = self._refit(changed).nodes(lifted)
+            nodes = self._nodes(self._refit(changed), lifted)
             if nodes and self._allows(changed):
                 text = f"use the {kind} {value} instead of {getattr(shape, kind)}"
-                return self._step(kind, text, {kind: value}, nodes[0])
+                return self._step(kind, text, {kind: value}, nodes[0], lifted)
         return self._drop(kind, {kind: ""}, lifted)
 
     def _selector(self, lifted: int) -> Step | None:
@@ -323,7 +355,7 @@ class RequestChanges:
     ) -> tuple[list[Missing], int] | None:
         """Return the shortest list over the nodes that pass without the rule, and its node."""
         best: tuple[list[Missing], int] | None = None
-        for slot in self._failures.nodes(lifted | BIT[kind] | self._moving):
+        for slot in self._nodes(self._failures, lifted | BIT[kind] | self._moving):
             node = self._fleet.nodes[slot]
             found = missing(node) if node is not None else []
             if found and (best is None or len(found) < len(best[0])):
@@ -403,6 +435,18 @@ class RequestChanges:
     def _name(self, slot: int) -> str:
         node = self._fleet.nodes[slot]
         return node.name if node is not None else ""
+
+
+def _looseness(step: Step) -> tuple[int, int, int, bool, bool]:
+    """Return how much a request gives up, compared with others of the same kind."""
+    shape = step.shape or Shape()
+    return (
+        len(shape.models),
+        -len(shape.node_selector),
+        len(shape.tolerations),
+        not shape.vendor,
+        not shape.pool,
+    )
 
 
 def loosest(shape: Shape, kind: str) -> Shape:
