@@ -33,10 +33,14 @@ $(VENV)/.uv:
 $(VENV)/.runtime: $(VENV)/.uv pyproject.toml native/pyproject.toml vendors/simulated/pyproject.toml vendors/nvidia/pyproject.toml
 	@echo "installing tensorfusion and its vendor plugins"
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet --compile-bytecode -e . -e native -e vendors/simulated -e vendors/nvidia
-	@$(MAKE) --no-print-directory native-if-possible
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.runtime
+# Built again when a source is newer, so that nobody runs with an extension or a limiter of yesterday.
+NATIVE_SOURCES := $(wildcard native/CMakeLists.txt native/*/*.cmake native/*/*.c native/*/*.h native/*/*.map native/data/* native/generated/* native/tools/*.py)
+$(VENV)/.native: $(VENV)/.runtime $(NATIVE_SOURCES)
+	@$(MAKE) --no-print-directory native-if-possible
+
+$(VENV)/.test: $(VENV)/.runtime | $(VENV)/.native
 	@echo "installing test tools"
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet --group test --group dashboards
 	@touch $@
@@ -46,10 +50,10 @@ $(VENV)/.dev: $(VENV)/.test
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet --group dev
 	@touch $@
 
-setup: $(VENV)/.runtime ## Make .venv with the program in it: .venv/bin/tensorfusion
+setup: $(VENV)/.native ## Make .venv with the program in it: .venv/bin/tensorfusion
 	@echo "ready: $(BIN)/tensorfusion"
 
-demo: $(VENV)/.runtime ## Show the product on a simulated pool, in about a minute
+demo: $(VENV)/.native ## Show the product on a simulated pool, in about a minute
 	@$(BIN)/tensorfusion demo $(DEMO_FLAGS)
 
 test: $(VENV)/.test ## Run every test that needs no cluster
@@ -83,18 +87,23 @@ generate-check: $(VENV)/.dev
 docs: $(VENV)/.dev ## Build the documentation; warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-# CMake and Ninja come from PyPI where the machine has none; a C compiler must be there.
+# CMake and Ninja come from PyPI where the machine has none; a C compiler and the headers of Python must be there.
 .PHONY: native native-asan native-tsan native-ubsan native-if-possible wheel bench-verdict bench-laws
 CMAKE_TOOLS := PATH="$(CURDIR)/$(BIN):$$PATH"
+# Whatever the native part lacks here, in one line; nothing where it can be built.
+LACKS = command -v $${CC:-cc} >/dev/null || echo "a C compiler, such as gcc or clang"; \
+	$(BIN)/python -c 'import pathlib, sysconfig as s; pathlib.Path(s.get_path("include"), "Python.h").exists() or print("the headers of Python, such as python3-dev")'
 native: $(VENV)/.uv ## Build the limiter, the simulated driver and their programs into build/native-release
-	@command -v $${CC:-cc} >/dev/null || { echo "the native part is not built: it needs a C compiler, such as gcc or clang" >&2; exit 1; }
+	@lacks=$$({ $(LACKS); } | head -n 1); test -z "$$lacks" || { echo "the native part is not built: it needs $$lacks" >&2; exit 1; }
+	@$(BIN)/python -c 'import cffi' 2>/dev/null || VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet "cffi>=2,<3"
 	@for tool in cmake ninja; do $(CMAKE_TOOLS) command -v $$tool >/dev/null || VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet $$tool; done
-	@$(CMAKE_TOOLS) sh -c 'cmake -S native -B $(NATIVE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_MAKE_PROGRAM=$$(command -v ninja) >/dev/null && cmake --build $(NATIVE_BUILD) -- --quiet'
+	@$(CMAKE_TOOLS) sh -c 'cmake -S native -B $(NATIVE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_MAKE_PROGRAM=$$(command -v ninja) -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python >/dev/null && cmake --build $(NATIVE_BUILD) -- --quiet'
+	@touch $(VENV)/.native
 
 # Each sanitizer has a build folder of its own, build/native-NAME. Undefined behaviour is the only one under which Python
 # processes can run with the limiter preloaded, so there the usual tests run.
 SANITIZERS ?= asan tsan ubsan
-UNDER_UBSAN := $(addprefix tests/native/test_,memory_cap oversold checkpoint checks_entry newer_and_older_calls bypass sharing)
+UNDER_UBSAN := $(addprefix tests/native/test_,memory_cap shared_memory oversold checkpoint checks_entry newer_and_older_calls bypass sharing)
 native-sanitize: native $(VENV)/.test ## Run programs under the address, thread and undefined-behaviour sanitizers
 	@for name in $(SANITIZERS); do $(MAKE) --no-print-directory native-$$name || exit 1; done
 
@@ -112,8 +121,8 @@ fuzz: native $(VENV)/.test ## Fuzz what decodes others' bytes: FUZZ_SECONDS each
 	@$(BIN)/python tests/native/fuzz.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 
 native-if-possible: $(VENV)/.uv
-	@if command -v $${CC:-cc} >/dev/null; then $(MAKE) --no-print-directory native; \
-	else echo "no C compiler: the limiter and the simulated driver are left out; everything else works"; fi
+	@lacks=$$({ $(LACKS); } | head -n 1); if test -z "$$lacks"; then $(MAKE) --no-print-directory native; \
+	else echo "no limiter and no simulated driver: they need $$lacks; everything else works"; fi
 
 wheel: $(VENV)/.uv ## Build the wheel of the native part into dist/, for machines without a compiler
 	@$(UV) build --quiet --wheel --out-dir dist native && ls dist/tensorfusion_native-*.whl

@@ -20,6 +20,7 @@
 #define STUCK_S 60
 #define HEAD (offsetof(struct tf_ledger, processes) + 8 * sizeof(struct tf_process)) /* what is changed of the ledger */
 #define CAP (1ull << 30)
+#define SHARED 8 /* and so many rows of shared memory */
 
 static uint64_t state, seconds = 10, seed = 1, first, most, verbose, run;
 static char folder[4000], driver[4000];
@@ -106,6 +107,11 @@ static void change_ledger(bool attached) {
   size_t at = offsetof(struct tf_ledger, lock);
   memcpy(kept, bytes + at, sizeof kept);
   for (uint64_t i = below(6); i; i--) change(bytes, HEAD);
+  for (uint64_t i = below(4); i; i--) {
+    struct tf_shared *row = &file_ledger->shared[below(SHARED)];
+    row->key = row->holders[0] = 1; /* slot 0 is ours, as a rule */
+    if (below(2)) change((unsigned char *)row, sizeof *row);
+  }
   if (below(2)) memcpy(bytes, sound_head, at);
   memcpy(bytes + at, kept, sizeof kept);
   if (!attached && !below(16)) (below(2) ? &file_ledger->lock : &file_ledger->sampler)->__data.__kind = (int)edge();
@@ -114,6 +120,7 @@ static void change_ledger(bool attached) {
 static void restore(void) {
   *file_limits = sound_limits;
   memcpy(file_ledger, sound_head, HEAD);
+  memset(file_ledger->shared, 0, SHARED * sizeof *file_ledger->shared);
 }
 
 static void detach(void) {

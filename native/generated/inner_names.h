@@ -54,6 +54,12 @@
 #define cuMemAddressFree inner_cuMemAddressFree
 #define cuMemSetAccess inner_cuMemSetAccess
 #define cuMemGetAllocationGranularity inner_cuMemGetAllocationGranularity
+#define cuMemExportToShareableHandle inner_cuMemExportToShareableHandle
+#define cuMemImportFromShareableHandle inner_cuMemImportFromShareableHandle
+#define cuIpcGetMemHandle inner_cuIpcGetMemHandle
+#define cuIpcOpenMemHandle inner_cuIpcOpenMemHandle
+#define cuIpcOpenMemHandle_v2 inner_cuIpcOpenMemHandle_v2
+#define cuIpcCloseMemHandle inner_cuIpcCloseMemHandle
 #define cuArrayCreate_v2 inner_cuArrayCreate_v2
 #define cuArray3DCreate_v2 inner_cuArray3DCreate_v2
 #define cuArrayDestroy inner_cuArrayDestroy

@@ -50,6 +50,12 @@ enum tf_real {
   REAL_cuMemRetainAllocationHandle,
   REAL_cuMemMap,
   REAL_cuMemUnmap,
+  REAL_cuMemExportToShareableHandle,
+  REAL_cuMemImportFromShareableHandle,
+  REAL_cuIpcGetMemHandle,
+  REAL_cuIpcOpenMemHandle,
+  REAL_cuIpcOpenMemHandle_v2,
+  REAL_cuIpcCloseMemHandle,
   REAL_cuArrayCreate_v2,
   REAL_cuArray3DCreate_v2,
   REAL_cuArrayDestroy,
@@ -151,6 +157,12 @@ typedef CUresult call_cuMemRelease(CUmemGenericAllocationHandle handle);
 typedef CUresult call_cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void *address);
 typedef CUresult call_cuMemMap(CUdeviceptr address, size_t bytes, size_t offset, CUmemGenericAllocationHandle handle, unsigned long long flags);
 typedef CUresult call_cuMemUnmap(CUdeviceptr address, size_t bytes);
+typedef CUresult call_cuMemExportToShareableHandle(void *shareable, CUmemGenericAllocationHandle handle, int type, unsigned long long flags);
+typedef CUresult call_cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, void *shareable, int type);
+typedef CUresult call_cuIpcGetMemHandle(CUipcMemHandle *handle, CUdeviceptr address);
+typedef CUresult call_cuIpcOpenMemHandle(CUdeviceptr *address, CUipcMemHandle handle, unsigned flags);
+typedef CUresult call_cuIpcOpenMemHandle_v2(CUdeviceptr *address, CUipcMemHandle handle, unsigned flags);
+typedef CUresult call_cuIpcCloseMemHandle(CUdeviceptr address);
 typedef CUresult call_cuArrayCreate_v2(CUarray *array, const CUDA_ARRAY_DESCRIPTOR *shape);
 typedef CUresult call_cuArray3DCreate_v2(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR *shape);
 typedef CUresult call_cuArrayDestroy(CUarray array);
@@ -252,6 +264,12 @@ typedef nvmlReturn_t call_nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t d
   TF_REAL(cuMemRetainAllocationHandle) \
   TF_REAL(cuMemMap) \
   TF_REAL(cuMemUnmap) \
+  TF_REAL(cuMemExportToShareableHandle) \
+  TF_REAL(cuMemImportFromShareableHandle) \
+  TF_REAL(cuIpcGetMemHandle) \
+  TF_REAL(cuIpcOpenMemHandle) \
+  TF_REAL(cuIpcOpenMemHandle_v2) \
+  TF_REAL(cuIpcCloseMemHandle) \
   TF_REAL(cuArrayCreate_v2) \
   TF_REAL(cuArray3DCreate_v2) \
   TF_REAL(cuArrayDestroy) \

@@ -7,10 +7,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define TF_LAYOUT_VERSION 2u
-#define TF_LAYOUT_HASH 2328484364u
+#define TF_LAYOUT_VERSION 3u
+#define TF_LAYOUT_HASH 3883075325u
 #define TF_DEVICES 16u /* Devices that one worker may be limited on. */
 #define TF_PROCESSES 512u /* Processes of one worker that may be attached at a time. */
+#define TF_SHARED 1024u /* Allocations that processes of one worker may share at a time. */
 #define TF_LIMITS_MAGIC 21472694521579092ull /* First eight bytes of the limits file. */
 #define TF_LEDGER_MAGIC 21468257785828422ull /* First eight bytes of the ledger file. */
 #define TF_WHOLE_DEVICE_PPM 1000000u /* A compute share that limits nothing. */
@@ -81,6 +82,7 @@ struct tf_device_use {
   uint64_t context_bytes; /* Contexts. */
   uint64_t graph_bytes; /* Allocation nodes of instantiated graphs. */
   uint64_t spilled_bytes; /* What was asked of the card and is in host memory, because the card was full. */
+  uint64_t shared_bytes; /* What several processes may refer to, counted for one of them: the sum of the shared rows that it pays. */
   uint64_t wanted_bytes; /* No class: what its threads wait for now, because the card is full. */
 };
 _Static_assert(offsetof(struct tf_device_use, plain_bytes) == 0, "device_use.plain_bytes");
@@ -91,8 +93,9 @@ _Static_assert(offsetof(struct tf_device_use, array_bytes) == 32, "device_use.ar
 _Static_assert(offsetof(struct tf_device_use, context_bytes) == 40, "device_use.context_bytes");
 _Static_assert(offsetof(struct tf_device_use, graph_bytes) == 48, "device_use.graph_bytes");
 _Static_assert(offsetof(struct tf_device_use, spilled_bytes) == 56, "device_use.spilled_bytes");
-_Static_assert(offsetof(struct tf_device_use, wanted_bytes) == 64, "device_use.wanted_bytes");
-_Static_assert(sizeof(struct tf_device_use) == 72, "device_use");
+_Static_assert(offsetof(struct tf_device_use, shared_bytes) == 64, "device_use.shared_bytes");
+_Static_assert(offsetof(struct tf_device_use, wanted_bytes) == 72, "device_use.wanted_bytes");
+_Static_assert(sizeof(struct tf_device_use) == 80, "device_use");
 
 /* One attached process, identified by pid, start time and pid namespace. */
 struct tf_process {
@@ -107,7 +110,26 @@ _Static_assert(offsetof(struct tf_process, reserved) == 4, "process.reserved");
 _Static_assert(offsetof(struct tf_process, start_ticks) == 8, "process.start_ticks");
 _Static_assert(offsetof(struct tf_process, pid_namespace) == 16, "process.pid_namespace");
 _Static_assert(offsetof(struct tf_process, devices) == 24, "process.devices");
-_Static_assert(sizeof(struct tf_process) == 1176, "process");
+_Static_assert(sizeof(struct tf_process) == 1304, "process");
+
+/* An allocation that a process has made a handle of, for others of the worker. It counts once, while any of them refers to it. */
+struct tf_shared {
+  uint64_t key; /* What tells it again: a hash of the handle, or a position that open files are marked at. 0: free. */
+  uint64_t bytes; /* Its size. */
+  uint32_t device; /* Row of the device in the limits. */
+  uint32_t payer; /* Slot of the process that it is counted for: who allocated it, then one of who is left. */
+  uint32_t files; /* Open files marked so far; 0: it is known by its handle. */
+  uint32_t reserved; /* Zero. */
+  uint64_t holders[8]; /* A bit for each process slot that refers to it. */
+};
+_Static_assert(offsetof(struct tf_shared, key) == 0, "shared.key");
+_Static_assert(offsetof(struct tf_shared, bytes) == 8, "shared.bytes");
+_Static_assert(offsetof(struct tf_shared, device) == 16, "shared.device");
+_Static_assert(offsetof(struct tf_shared, payer) == 20, "shared.payer");
+_Static_assert(offsetof(struct tf_shared, files) == 24, "shared.files");
+_Static_assert(offsetof(struct tf_shared, reserved) == 28, "shared.reserved");
+_Static_assert(offsetof(struct tf_shared, holders) == 32, "shared.holders");
+_Static_assert(sizeof(struct tf_shared) == 96, "shared");
 
 /* The state of one device that the processes of the worker share. */
 struct tf_device_state {
@@ -163,6 +185,7 @@ struct tf_ledger {
   _Atomic uint64_t bad_limits; /* Times that the limits could not be read and the last good ones stayed. */
   struct tf_device_state states[16]; /* Per device, in the order of the limits. */
   struct tf_process processes[512]; /* Attached processes. */
+  struct tf_shared shared[1024]; /* Shared allocations. */
 };
 _Static_assert(offsetof(struct tf_ledger, magic) == 0, "ledger.magic");
 _Static_assert(offsetof(struct tf_ledger, version) == 8, "ledger.version");
@@ -175,6 +198,7 @@ _Static_assert(offsetof(struct tf_ledger, recovered) == 112, "ledger.recovered")
 _Static_assert(offsetof(struct tf_ledger, bad_limits) == 120, "ledger.bad_limits");
 _Static_assert(offsetof(struct tf_ledger, states) == 128, "ledger.states");
 _Static_assert(offsetof(struct tf_ledger, processes) == 2176, "ledger.processes");
-_Static_assert(sizeof(struct tf_ledger) == 604288, "ledger");
+_Static_assert(offsetof(struct tf_ledger, shared) == 669824, "ledger.shared");
+_Static_assert(sizeof(struct tf_ledger) == 768128, "ledger");
 
 #endif

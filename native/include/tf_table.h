@@ -11,6 +11,7 @@ struct tf_entry {
   uint64_t bytes, owner;
   uint32_t kind, device;
   uint32_t handles, mappings; /* references to physical memory */
+  uint32_t shared, unused;    /* row + 1 of memory that other processes may refer to */
 };
 
 struct tf_table {

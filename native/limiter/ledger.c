@@ -23,6 +23,7 @@ static uint64_t *word(struct tf_process *process, int row, enum tf_class class) 
 }
 
 void tf_sum_again(struct tf_ledger *ledger) {
+  tf_sharing_sum_again(ledger);
   for (uint32_t row = 0; row < TF_DEVICES; row++) {
     uint64_t total = 0, spilled = 0, wanted = 0;
     for (uint32_t i = 0; i < TF_PROCESSES; i++) {
@@ -85,6 +86,7 @@ void tf_recover_dead(void) {
     if (!pid || slot->pid_namespace != space || tf_start_ticks(pid) == start) continue;
     tf_ledger_lock();
     if (atomic_load(&slot->pid) == pid && slot->start_ticks == start) {
+      tf_sharing_leave(i);
       memset(slot->devices, 0, sizeof slot->devices);
       atomic_store(&slot->pid, 0);
       tf_sum_again(tf_ledger);
@@ -139,6 +141,19 @@ void tf_release(int row, enum tf_class class, uint64_t bytes) {
   bool wanted = atomic_load_explicit(&state->wanted_bytes, memory_order_relaxed) != 0;
   tf_ledger_unlock();
   if (wanted) tf_wake();
+}
+
+bool tf_take_out(int row, enum tf_class class, uint64_t bytes) {
+  uint64_t *own = word(tf_self(), row, class);
+  bool there = bytes <= *own;
+  if (there) *own -= bytes;
+  return there;
+}
+
+bool tf_sink(uint32_t row, uint64_t bytes) {
+  struct tf_device_state *state = &tf_ledger->states[row < TF_DEVICES ? row : 0];
+  if (bytes) lower(&state->used_bytes, bytes);
+  return bytes && atomic_load_explicit(&state->wanted_bytes, memory_order_relaxed) != 0;
 }
 
 bool tf_spill_reserve(int row, enum tf_class class, uint64_t bytes) {

@@ -63,13 +63,27 @@ bool tf_refused(void);                      /* closed policy and a fault of ours
 void tf_region_after_fork(void);
 
 /* ledger.c: bytes by class. */
-enum tf_class { TF_PLAIN, TF_MANAGED, TF_POOL, TF_PHYSICAL, TF_ARRAY, TF_CONTEXT, TF_GRAPH, TF_SPILLED, TF_CLASSES };
+enum tf_class {
+  TF_PLAIN,
+  TF_MANAGED,
+  TF_POOL,
+  TF_PHYSICAL,
+  TF_ARRAY,
+  TF_CONTEXT,
+  TF_GRAPH,
+  TF_SPILLED,
+  TF_SHARES,
+  TF_CLASSES
+};
 CUresult tf_reserve(int row, enum tf_class class, uint64_t bytes); /* out of memory at the cap */
 void tf_release(int row, enum tf_class class, uint64_t bytes);
 bool tf_spill_reserve(int row, enum tf_class class, uint64_t bytes); /* reserved bytes become spilled ones */
 void tf_spill_undo(int row, enum tf_class class, uint64_t bytes);
 void tf_want(int row, int64_t bytes);       /* more, or less, is waited for */
 uint64_t tf_used(int row);
+/* Lock held: bytes leave a class of this process for a shared row, or the sum (true: somebody waits for room). */
+bool tf_take_out(int row, enum tf_class class, uint64_t bytes);
+bool tf_sink(uint32_t row, uint64_t bytes);
 void tf_ledger_lock(void);
 void tf_ledger_unlock(void);
 void tf_recover_dead(void);
@@ -106,10 +120,21 @@ void tf_pool_freed(uint64_t pool, uint64_t bytes);
 void tf_pools_after_fork(void);
 void tf_memory_remember(uint64_t address, uint64_t bytes, enum tf_class class, int row, uint64_t owner);
 void tf_memory_after_fork(void);
+struct tf_table *tf_addresses(void);
+struct tf_table *tf_physical(void);
+uint64_t tf_original(uint64_t handle);      /* the handle that physical memory is known by */
+bool tf_physical_again(uint64_t handle);    /* one more reference, if it is known */
 void tf_graph_add_bytes(CUgraph graph, uint64_t bytes);
 void tf_graphs_after_fork(void);
 bool tf_is_capturing(CUstream stream, bool per_thread);
 bool tf_any_capture(void);
+
+/* sharing.c: what several processes of the worker refer to, by its row + 1 in the ledger. */
+void tf_shared_drop(uint32_t row);          /* one reference of this process less */
+void tf_sharing_context_gone(uint64_t context);
+void tf_sharing_after_fork(void);
+void tf_sharing_leave(uint32_t slot);       /* ledger locked: a process is gone, the sums are made again afterwards */
+void tf_sharing_sum_again(struct tf_ledger *ledger);
 
 /* pace.c: admission of launches. */
 struct tf_cost;

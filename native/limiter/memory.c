@@ -23,6 +23,9 @@ void tf_memory_after_fork(void) {
   for (int i = 0; i < 64; i++) primary_references[i] = 0;
 }
 
+struct tf_table *tf_addresses(void) { return &addresses; }
+struct tf_table *tf_physical(void) { return &physical; }
+
 static uint64_t current_context(void) {
   CUcontext context = NULL;
   REAL(cuCtxGetCurrent)(&context);
@@ -85,7 +88,8 @@ TF_EXPORT CUresult cuMemAllocPitch_v2(CUdeviceptr *address, size_t *pitch, size_
 }
 
 static void forget(const struct tf_entry *entry) {
-  if (entry->kind == TF_POOL) tf_pool_freed(entry->owner, entry->bytes);
+  if (entry->shared) tf_shared_drop(entry->shared);
+  else if (entry->kind == TF_POOL) tf_pool_freed(entry->owner, entry->bytes);
   else tf_release((int)entry->device, (enum tf_class)entry->kind, entry->bytes);
 }
 
@@ -149,7 +153,7 @@ static bool refer(struct tf_entry *entry, void *context) {
   return !entry->handles && !entry->mappings;
 }
 
-static uint64_t original(uint64_t handle) {
+uint64_t tf_original(uint64_t handle) {
   struct tf_entry alias;
   return !tf_table_get(&physical, handle, NULL) && tf_table_get(&mappings, handle, &alias) ? alias.owner : handle;
 }
@@ -158,8 +162,12 @@ static uint64_t original(uint64_t handle) {
 static void drop(uint64_t handle, int handles, int mapped) {
   struct reference change = {.handles = -handles, .mappings = -mapped};
   if (!tf_table_change(&physical, handle, refer, &change)) return;
-  if (change.before.handles + change.before.mappings == (uint32_t)(handles + mapped))
-    tf_release((int)change.before.device, (enum tf_class)change.before.kind, change.before.bytes);
+  if (change.before.handles + change.before.mappings == (uint32_t)(handles + mapped)) forget(&change.before);
+}
+
+bool tf_physical_again(uint64_t handle) {
+  struct reference change = {.handles = 1};
+  return tf_table_change(&physical, tf_original(handle), refer, &change);
 }
 
 TF_EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
@@ -183,7 +191,7 @@ TF_EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t byte
 }
 
 TF_EXPORT CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
-  uint64_t known = original(handle);
+  uint64_t known = tf_original(handle);
   /* The last reference is taken out first: the driver may hand the same value to another thread. */
   struct tf_entry before;
   bool ours = tf_table_get(&physical, known, &before);
@@ -192,7 +200,7 @@ TF_EXPORT CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
   if (!ours) return result;
   if (before.handles == 1 && !before.mappings) {
     if (result) tf_table_put(&physical, &before);
-    else tf_release((int)before.device, (enum tf_class)before.kind, before.bytes);
+    else forget(&before);
   } else if (!result) {
     drop(known, 1, 0);
   }
@@ -217,7 +225,7 @@ TF_EXPORT CUresult cuMemMap(CUdeviceptr address, size_t bytes, size_t offset, CU
                             unsigned long long flags) {
   CUresult result = REAL(cuMemMap)(address, bytes, offset, handle, flags);
   if (result) return result;
-  struct tf_entry mapping = {.key = address, .bytes = bytes, .owner = original(handle)};
+  struct tf_entry mapping = {.key = address, .bytes = bytes, .owner = tf_original(handle)};
   struct reference change = {.mappings = 1};
   if (tf_table_change(&physical, mapping.owner, refer, &change)) tf_table_put(&mappings, &mapping);
   return result;
@@ -306,6 +314,7 @@ static void context_gone(uint64_t context) {
   struct tf_entry entry;
   while (context && tf_table_take_match(&addresses, of_context, &context, &entry)) forget(&entry);
   while (context && tf_table_take_match(&arrays, of_context, &context, &entry)) forget(&entry);
+  if (context) tf_sharing_context_gone(context);
 }
 
 static uint64_t context_bytes(int row) { return row == TF_NO_ROW ? 0 : tf_view()->rows[row].context_bytes; }

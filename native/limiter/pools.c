@@ -53,6 +53,13 @@ static void shrink(struct pool *pool, uint64_t freed, uint64_t keep) {
   tf_release(pool->row, TF_POOL, surplus);
 }
 
+static void undo(struct pool *pool, uint64_t used, uint64_t growth) {
+  pthread_mutex_lock(&lock);
+  pool->used -= used;
+  pool->reserved -= growth;
+  pthread_mutex_unlock(&lock);
+}
+
 void tf_pool_freed(uint64_t pool, uint64_t bytes) {
   struct pool *known = (struct pool *)(uintptr_t)pool;
   shrink(known, bytes, known->threshold);
@@ -118,17 +125,18 @@ CUresult tf_pool_allocate(CUdeviceptr *address, size_t bytes, CUmemoryPool handl
     pthread_mutex_unlock(&lock);
     CUresult result = tf_reserve(pool->row, TF_POOL, growth);
     if (result) {
-      pthread_mutex_lock(&lock);
-      pool->used -= rounded;
-      pool->reserved -= growth;
-      pthread_mutex_unlock(&lock);
+      undo(pool, rounded, growth);
       /* Making room may have shrunk this very pool, and with it what it had to give. */
       if (again && pool->threshold) continue;
       return result;
     }
     TF_PATIENTLY(result, pool->row, TF_POOL, growth,
                  call_driver(address, bytes, handle, stream, per_thread, from_pool));
-    if (result) shrink(pool, rounded, pool->threshold);
+    if (result) {
+      /* The driver's pool did not grow, so there is nothing to keep. */
+      undo(pool, rounded, growth);
+      tf_release(pool->row, TF_POOL, growth);
+    }
     if (tf_spills(pool->row, result)) return spill(address, rounded, pool->row);
     if (!result) tf_memory_remember(*address, rounded, TF_POOL, pool->row, (uint64_t)(uintptr_t)pool);
     return result;

@@ -163,7 +163,10 @@ static void *map_file(const char *folder, const char *name, size_t bytes, bool w
   int file = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
   void *memory = MAP_FAILED;
   *problem = "file is shorter than its layout";
-  if (file >= 0 && !fstat(file, &status) && (uint64_t)status.st_size >= bytes) {
+  bool whole = file >= 0 && !fstat(file, &status) && (uint64_t)status.st_size >= bytes;
+  /* A hole that a full file system cannot fill would end the program at the first touch (mmap(2), SIGBUS). */
+  if (whole && writable && fallocate(file, 0, 0, (off_t)bytes) && errno != EOPNOTSUPP) *problem = NULL;
+  else if (whole) {
     memory = mmap(NULL, bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, file, 0);
     *problem = NULL;
   }
@@ -208,6 +211,7 @@ static void leave(void) {
   struct tf_process *slot = atomic_load(&self);
   if (!slot || atomic_load(&slot->pid) != (uint32_t)getpid()) return;
   tf_ledger_lock();
+  tf_sharing_leave((uint32_t)(slot - tf_ledger->processes));
   memset(slot->devices, 0, sizeof slot->devices);
   atomic_store(&slot->pid, 0);
   tf_sum_again(tf_ledger);
@@ -234,6 +238,7 @@ static struct tf_process *claim(struct tf_ledger *ledger) {
       if (!holder && !chosen) chosen = slot;
     }
     if (chosen) {
+      if (ours) tf_sharing_leave((uint32_t)(chosen - ledger->processes));
       memset(chosen->devices, 0, sizeof chosen->devices);
       chosen->start_ticks = start;
       chosen->pid_namespace = space;
@@ -250,6 +255,7 @@ struct tf_process *tf_self(void) { return atomic_load_explicit(&self, memory_ord
 static void in_child(void) {
   tf_region_after_fork();
   tf_memory_after_fork();
+  tf_sharing_after_fork();
   tf_pools_after_fork();
   tf_graphs_after_fork();
   tf_cost_after_fork();

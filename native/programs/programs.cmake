@@ -12,3 +12,6 @@ target_link_options(nullcuda PRIVATE -Wl,--version-script=${CMAKE_SOURCE_DIR}/nu
 
 add_executable(tf-exercise programs/tf_exercise.c)
 target_link_libraries(tf-exercise PRIVATE Threads::Threads ${CMAKE_DL_LIBS})
+
+add_executable(tf-memory-mix programs/tf_memory_mix.c)
+target_link_libraries(tf-memory-mix PRIVATE Threads::Threads ${CMAKE_DL_LIBS} m)

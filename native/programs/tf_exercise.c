@@ -4,15 +4,20 @@
  *     mix       each thread does `rounds` steps, each chosen by chance: memory of all classes, contents, launches of
  *               all kinds, events, capture and graphs, look-ups, memory info
  *     fork      the same, while children are started that use the driver without and with an exec
+ *     share     two processes with as many threads: one gives what it allocates, by handle and by descriptor, and the
+ *               other opens it; now the one lets go first and now the other
  *     suspend   locks, checkpoints, restores and unlocks the process `pid`, `rounds` times
  *   keys: threads=4 rounds=100 seed=1 bytes=1048576 (largest allocation) pid=0 through= (the limiter's library)
  *
  * Out of memory is an answer like any other; every other error ends the program with code 1. */
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -268,6 +273,142 @@ static void mix(bool forks, char **arguments) {
   OK(cuDevicePrimaryCtxRelease_v2, 0);
 }
 
+/* --- Sharing between two processes, each thread with one of the other --- */
+
+struct pair {
+  pthread_t thread;
+  int channel;
+};
+
+static void say_to(int channel, char word) {
+  if (write(channel, &word, 1) != 1) expect(CUDA_ERROR_UNKNOWN, "write");
+}
+
+static void hear(int channel, char word) {
+  char heard;
+  if (read(channel, &heard, 1) != 1 || heard != word) expect(CUDA_ERROR_UNKNOWN, "read");
+}
+
+/* A descriptor beside a byte (unix(7), SCM_RIGHTS); -1: receive one. */
+static int pass(int channel, int file) {
+  union {
+    char bytes[CMSG_SPACE(sizeof file)];
+    struct cmsghdr aligned;
+  } control = {{0}};
+  char byte = 0;
+  struct iovec data = {&byte, 1};
+  struct msghdr message = {
+      .msg_iov = &data, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
+  struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+  if (file < 0) {
+    if (recvmsg(channel, &message, MSG_CMSG_CLOEXEC) != 1) expect(CUDA_ERROR_UNKNOWN, "recvmsg");
+    memcpy(&file, CMSG_DATA(head), sizeof file);
+    return file;
+  }
+  *head = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof file), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+  memcpy(CMSG_DATA(head), &file, sizeof file);
+  if (sendmsg(channel, &message, 0) != 1) expect(CUDA_ERROR_UNKNOWN, "sendmsg");
+  close(file);
+  return -1;
+}
+
+static CUdeviceptr place(CUmemGenericAllocationHandle handle, size_t bytes) {
+  CUmemAccessDesc access = {.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}, .flags = 3};
+  CUdeviceptr address;
+  OK(cuMemAddressReserve, &address, bytes, (size_t)0, 0ull, 0ull);
+  OK(cuMemMap, address, bytes, (size_t)0, handle, 0ull);
+  OK(cuMemSetAccess, address, bytes, &access, (size_t)1);
+  OK(cuMemRelease, handle);
+  return address;
+}
+
+static void unplace(CUdeviceptr address, size_t bytes) {
+  OK(cuMemUnmap, address, bytes);
+  OK(cuMemAddressFree, address, bytes);
+}
+
+#define PHYSICAL_BYTES ((size_t)2 << 20)
+
+static void *give(void *argument) {
+  int channel = ((struct pair *)argument)->channel, file;
+  CUmemAllocationProp wanted = {.type = 1,
+                                .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+                                .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
+  OK(cuCtxSetCurrent, context);
+  for (uint64_t i = 0; i < rounds; i++) {
+    CUdeviceptr plain, placed;
+    CUipcMemHandle told;
+    CUmemGenericAllocationHandle handle;
+    OK(cuMemAlloc_v2, &plain, (size_t)largest);
+    OK(cuMemsetD32_v2, plain, (unsigned)i, (size_t)1);
+    OK(cuIpcGetMemHandle, &told, plain);
+    if (write(channel, &told, sizeof told) != sizeof told) expect(CUDA_ERROR_UNKNOWN, "write");
+    OK(cuMemCreate, &handle, PHYSICAL_BYTES, &wanted, 0ull);
+    OK(cuMemExportToShareableHandle, &file, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0ull);
+    placed = place(handle, PHYSICAL_BYTES);
+    pass(channel, file);
+    hear(channel, 'o');
+    if (i % 2) say_to(channel, 'g');
+    if (i % 2) hear(channel, 'c');
+    OK(cuMemFree_v2, plain);
+    unplace(placed, PHYSICAL_BYTES);
+    if (i % 2 == 0) say_to(channel, 'g');
+    if (i % 2 == 0) hear(channel, 'c');
+    atomic_fetch_add(&done, 1);
+  }
+  return NULL;
+}
+
+static void *take(void *argument) {
+  int channel = ((struct pair *)argument)->channel;
+  OK(cuCtxSetCurrent, context);
+  for (uint64_t i = 0; i < rounds; i++) {
+    CUdeviceptr plain, placed;
+    CUipcMemHandle told;
+    CUmemGenericAllocationHandle handle;
+    unsigned found = 0;
+    if (read(channel, &told, sizeof told) != sizeof told) expect(CUDA_ERROR_UNKNOWN, "read");
+    OK(cuIpcOpenMemHandle_v2, &plain, told, (unsigned)CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS);
+    int file = pass(channel, -1);
+    OK(cuMemImportFromShareableHandle, &handle, (void *)(intptr_t)file, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+    close(file);
+    placed = place(handle, PHYSICAL_BYTES);
+    OK(cuMemcpyDtoH_v2, &found, plain, sizeof found);
+    expect(found == (unsigned)i ? CUDA_SUCCESS : CUDA_ERROR_UNKNOWN, "the contents of an opened handle");
+    say_to(channel, 'o');
+    hear(channel, 'g');
+    OK(cuIpcCloseMemHandle, plain);
+    unplace(placed, PHYSICAL_BYTES);
+    say_to(channel, 'c');
+  }
+  return NULL;
+}
+
+static void share(void) {
+  int ends[2];
+  struct pair *pairs = calloc(threads, 2 * sizeof *pairs);
+  CUmodule module;
+  if (!pairs) exit(1);
+  for (uint64_t i = 0; i < threads; i++) {
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends)) exit(1);
+    pairs[i].channel = ends[0];
+    pairs[threads + i].channel = ends[1];
+  }
+  pid_t child = fork(); /* neither has used the driver yet */
+  if (!child) prctl(PR_SET_PDEATHSIG, SIGKILL);
+  struct pair *mine = child ? pairs : pairs + threads, *others = child ? pairs + threads : pairs;
+  for (uint64_t i = 0; i < threads; i++) close(others[i].channel);
+  begin(&module);
+  for (uint64_t i = 0; i < threads; i++)
+    if (pthread_create(&mine[i].thread, NULL, child ? give : take, &mine[i])) exit(1);
+  for (uint64_t i = 0; i < threads; i++) pthread_join(mine[i].thread, NULL);
+  OK(cuModuleUnload, module);
+  OK(cuDevicePrimaryCtxRelease_v2, 0);
+  free(pairs);
+  if (!child) exit(0);
+  await_child(child);
+}
+
 /* A target that is not there yet, or full cards on the way back, are asked again. */
 static void insist(CUresult (*call)(), const char *name) {
   for (int attempt = 0; attempt < 1000; attempt++) {
@@ -315,9 +456,10 @@ int main(int count, char **arguments) {
   const char *mode = count > 1 ? arguments[1] : "";
   load_driver(through);
   if (!strcmp(mode, "suspend")) suspend();
+  else if (!strcmp(mode, "share")) share();
   else if (!strcmp(mode, "mix") || !strcmp(mode, "fork")) mix(!strcmp(mode, "fork"), arguments);
   else {
-    fprintf(stderr, "tf-exercise: the mode is mix, fork or suspend\n");
+    fprintf(stderr, "tf-exercise: the mode is mix, fork, share or suspend\n");
     return 64;
   }
   printf("{\"done\": %lu, \"refused\": %lu}\n", atomic_load(&done), atomic_load(&refused));

@@ -5,14 +5,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "sim.h"
+#include "memory.h"
 #include "tf_sizes.h"
-#include "tf_table.h"
 
-/* HOSTED is managed memory that is in host memory, because the card was full or the program advised so. */
-enum { PLAIN = 1, STREAM_ORDERED, PHYSICAL, MAPPED, ARRAY, MANAGED, HOSTED };
-
-static struct tf_table table = TF_TABLE_INIT;
+struct tf_table sim_memory = TF_TABLE_INIT;
 static struct CUmemPool_st {
   uint32_t device;
   bool destroyed; /* goes with its last allocation */
@@ -23,7 +19,7 @@ static struct CUmemPool_st {
 static CUmemoryPool current_pools[SIM_DEVICES];
 static pthread_mutex_t pools_guard = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic uint64_t allocations;
-static _Atomic bool any_hosted; /* until then kernels need not ask where their memory is */
+_Atomic bool sim_any_hosted;
 
 /* TF_SIM_FAIL_ALLOCATION=n makes every n-th allocation fail, as a driver may at any time. */
 static bool injected_failure(void) {
@@ -76,11 +72,11 @@ static CUresult allocate(CUdeviceptr *address, uint64_t bytes, uint32_t kind) {
                            .kind = kind,
                            .device = device,
                            .owner = (uint64_t)(uintptr_t)sim_current()};
-  if (!memory || !tf_table_put(&table, &entry)) {
+  if (!memory || !tf_table_put(&sim_memory, &entry)) {
     if (kind != HOSTED) sim_uncharge(device, bytes);
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
-  if (kind == HOSTED) atomic_store(&any_hosted, true);
+  if (kind == HOSTED) atomic_store(&sim_any_hosted, true);
   *address = entry.key;
   return CUDA_SUCCESS;
 }
@@ -112,13 +108,13 @@ SIM_EXPORT CUresult cuMemAdvise(CUdeviceptr address, size_t bytes, int advice, C
   CUresult result = sim_check();
   if (result) return result;
   struct tf_entry entry;
-  if (!bytes || !tf_table_get(&table, address, &entry) || (entry.kind != MANAGED && entry.kind != HOSTED))
+  if (!bytes || !tf_table_get(&sim_memory, address, &entry) || (entry.kind != MANAGED && entry.kind != HOSTED))
     return CUDA_ERROR_INVALID_VALUE;
   if (advice != CU_MEM_ADVISE_SET_PREFERRED_LOCATION || device != CU_DEVICE_CPU) return CUDA_SUCCESS;
   struct move move = {.from = MANAGED, .to = HOSTED, .advised = true};
-  tf_table_change(&table, address, change_place, &move);
+  tf_table_change(&sim_memory, address, change_place, &move);
   if (move.done) sim_uncharge(move.after.device, move.after.bytes);
-  atomic_store(&any_hosted, true);
+  atomic_store(&sim_any_hosted, true);
   return CUDA_SUCCESS;
 }
 
@@ -135,14 +131,15 @@ static bool holds(const struct tf_entry *entry, void *context) {
 /* Where host memory is touched, its bytes pass the link. Managed memory moves in first, if there is room by now. */
 uint64_t sim_touch_ns(uint64_t address, uint64_t bytes) {
   struct tf_entry entry, physical;
-  if (!atomic_load(&any_hosted) || !tf_table_find(&table, holds, &address, &entry)) return 0;
+  if (!atomic_load(&sim_any_hosted) || !tf_table_find(&sim_memory, holds, &address, &entry)) return 0;
   double per_ns = (double)sim_card(sim_current()->device)->bytes_per_second / 1e9;
-  if (entry.kind == MAPPED && tf_table_get(&table, entry.owner, &physical) && physical.device == SIM_NONE)
+  if (entry.kind == MAPPED && tf_table_get(&sim_memory, entry.owner, &physical) && physical.device == SIM_NONE)
     return (uint64_t)((double)bytes / per_ns);
   if (entry.kind != HOSTED) return 0;
   if (entry.mappings || sim_charge(entry.device, entry.bytes)) return (uint64_t)((double)bytes / per_ns);
   struct move move = {.from = HOSTED, .to = MANAGED};
-  if (!tf_table_change(&table, entry.key, change_place, &move) || !move.done) sim_uncharge(entry.device, entry.bytes);
+  if (!tf_table_change(&sim_memory, entry.key, change_place, &move) || !move.done)
+    sim_uncharge(entry.device, entry.bytes);
   return (uint64_t)((double)entry.bytes / per_ns);
 }
 
@@ -178,25 +175,29 @@ static CUresult free_any(CUdeviceptr address) {
   CUresult result = sim_check();
   if (result || !address) return result;
   struct tf_entry entry;
-  if (!tf_table_get(&table, address, &entry) || !is_freed_by_address(&entry) || !tf_table_take(&table, address, &entry))
+  if (!tf_table_get(&sim_memory, address, &entry) || !is_freed_by_address(&entry) ||
+      !tf_table_take(&sim_memory, address, &entry))
     return CUDA_ERROR_INVALID_VALUE;
   munmap((void *)(uintptr_t)address, entry.bytes);
+  if (entry.shared) sim_memory_unshare(&entry);
   CUmemoryPool pool = (CUmemoryPool)(uintptr_t)entry.owner;
   if (entry.kind == STREAM_ORDERED) return_to_pool(pool, entry.bytes, pool->threshold);
-  else if (entry.kind != HOSTED) sim_uncharge(entry.device, entry.bytes);
+  else if (entry.kind != HOSTED && !entry.shared) sim_uncharge(entry.device, entry.bytes);
   return CUDA_SUCCESS;
 }
 
 static bool of_context(const struct tf_entry *entry, void *context) {
-  bool owned = entry->kind == PLAIN || entry->kind == ARRAY || entry->kind == MANAGED || entry->kind == HOSTED;
+  bool owned = entry->kind == PLAIN || entry->kind == ARRAY || entry->kind == MANAGED || entry->kind == HOSTED ||
+               entry->kind == OPENED;
   return owned && entry->owner == (uint64_t)(uintptr_t)context;
 }
 
 void sim_memory_forget(CUcontext context) {
   struct tf_entry entry;
-  while (tf_table_take_match(&table, of_context, context, &entry)) {
+  while (tf_table_take_match(&sim_memory, of_context, context, &entry)) {
     munmap((void *)(uintptr_t)entry.key, entry.bytes);
-    if (entry.kind != HOSTED) sim_uncharge(entry.device, entry.bytes);
+    if (entry.shared) sim_memory_unshare(&entry);
+    else if (entry.kind != HOSTED) sim_uncharge(entry.device, entry.bytes);
   }
 }
 
@@ -239,7 +240,7 @@ static CUresult from_pool(CUdeviceptr *address, uint64_t bytes, CUmemoryPool poo
                            .kind = STREAM_ORDERED,
                            .device = pool->device,
                            .owner = (uint64_t)(uintptr_t)pool};
-  if (!memory || !tf_table_put(&table, &entry)) {
+  if (!memory || !tf_table_put(&sim_memory, &entry)) {
     return_to_pool(pool, bytes, pool->threshold);
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
@@ -357,155 +358,6 @@ SIM_EXPORT CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
   return CUDA_SUCCESS;
 }
 
-/* --- Virtual memory management: physical handles apart from addresses --- */
-
-#define GRANULARITY (2ull << 20)
-
-SIM_EXPORT CUresult cuMemGetAllocationGranularity(size_t *bytes, const CUmemAllocationProp *properties, int option) {
-  (void)properties, (void)option;
-  *bytes = GRANULARITY;
-  return CUDA_SUCCESS;
-}
-
-SIM_EXPORT CUresult cuMemAddressReserve(CUdeviceptr *address, size_t bytes, size_t alignment, CUdeviceptr hint,
-                                        unsigned long long flags) {
-  (void)alignment, (void)hint, (void)flags;
-  CUresult result = sim_initialised();
-  if (result) return result;
-  if (!bytes || bytes % GRANULARITY) return CUDA_ERROR_INVALID_VALUE;
-  void *memory = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
-  *address = (CUdeviceptr)(uintptr_t)memory;
-  return CUDA_SUCCESS;
-}
-
-SIM_EXPORT CUresult cuMemAddressFree(CUdeviceptr address, size_t bytes) {
-  CUresult result = sim_initialised();
-  if (!result) munmap((void *)(uintptr_t)address, bytes);
-  return result;
-}
-
-SIM_EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
-                                const CUmemAllocationProp *properties, unsigned long long flags) {
-  static _Atomic uint64_t next = 1;
-  (void)flags;
-  CUresult result = sim_initialised();
-  if (result) return result;
-  bool on_device = properties->location.type == CU_MEM_LOCATION_TYPE_DEVICE;
-  if (!bytes || bytes % GRANULARITY) return CUDA_ERROR_INVALID_VALUE;
-  CUdevice index = properties->location.id;
-  if (on_device && !sim_visible(&index)) return CUDA_ERROR_INVALID_DEVICE;
-  uint32_t device = on_device ? (uint32_t)index : SIM_NONE;
-  if (on_device && (result = sim_charge(device, bytes))) return result;
-  int file = memfd_create("device-memory", MFD_CLOEXEC);
-  struct tf_entry entry = {.key = 0x5000000000000000ull + atomic_fetch_add(&next, 1),
-                           .bytes = bytes,
-                           .kind = PHYSICAL,
-                           .device = device,
-                           .owner = (uint64_t)file,
-                           .handles = 1};
-  if (file < 0 || ftruncate(file, (off_t)bytes) || !tf_table_put(&table, &entry)) {
-    if (file >= 0) close(file);
-    if (on_device) sim_uncharge(device, bytes);
-    return CUDA_ERROR_OUT_OF_MEMORY;
-  }
-  if (!on_device) atomic_store(&any_hosted, true);
-  *handle = entry.key;
-  return CUDA_SUCCESS;
-}
-
-struct reference {
-  int handles, mappings;
-  bool refused;
-  struct tf_entry after;
-};
-
-static bool refer(struct tf_entry *entry, void *context) {
-  struct reference *change = context;
-  change->refused = entry->kind != PHYSICAL || (change->handles < 0 && !entry->handles);
-  if (change->refused) return false;
-  entry->handles = (uint32_t)((int)entry->handles + change->handles);
-  entry->mappings = (uint32_t)((int)entry->mappings + change->mappings);
-  change->after = *entry;
-  return !entry->handles && !entry->mappings;
-}
-
-static CUresult change_references(uint64_t handle, int handles, int mappings, struct tf_entry *after) {
-  struct reference change = {.handles = handles, .mappings = mappings};
-  if (!tf_table_change(&table, handle, refer, &change) || change.refused) return CUDA_ERROR_INVALID_VALUE;
-  if (!change.after.handles && !change.after.mappings) {
-    close((int)change.after.owner);
-    if (change.after.device != SIM_NONE) sim_uncharge(change.after.device, change.after.bytes);
-  }
-  if (after) *after = change.after;
-  return CUDA_SUCCESS;
-}
-
-SIM_EXPORT CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
-  CUresult result = sim_initialised();
-  return result ? result : change_references(handle, -1, 0, NULL);
-}
-
-SIM_EXPORT CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void *address) {
-  CUresult result = sim_initialised();
-  struct tf_entry mapping;
-  if (result) return result;
-  if (!tf_table_get(&table, (uint64_t)(uintptr_t)address, &mapping) || mapping.kind != MAPPED)
-    return CUDA_ERROR_INVALID_VALUE;
-  *handle = mapping.owner;
-  return change_references(mapping.owner, 1, 0, NULL);
-}
-
-SIM_EXPORT CUresult cuMemMap(CUdeviceptr address, size_t bytes, size_t offset, CUmemGenericAllocationHandle handle,
-                             unsigned long long flags) {
-  struct tf_entry physical, mapping = {.key = address, .bytes = bytes, .kind = MAPPED, .owner = handle};
-  CUresult result = sim_initialised();
-  if (result) return result;
-  if (flags || !bytes || bytes % GRANULARITY) return CUDA_ERROR_INVALID_VALUE;
-  if ((result = change_references(handle, 0, 1, &physical))) return result;
-  int file = (int)physical.owner;
-  void *wanted = (void *)(uintptr_t)address;
-  if (offset + bytes > physical.bytes || tf_table_get(&table, address, NULL) ||
-      mmap(wanted, bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, file, (off_t)offset) == MAP_FAILED ||
-      !tf_table_put(&table, &mapping)) {
-    change_references(handle, 0, -1, NULL);
-    return CUDA_ERROR_INVALID_VALUE;
-  }
-  return CUDA_SUCCESS;
-}
-
-SIM_EXPORT CUresult cuMemSetAccess(CUdeviceptr address, size_t bytes, const CUmemAccessDesc *access, size_t count) {
-  CUresult result = sim_initialised();
-  if (result) return result;
-  int protection = count && access->flags == 3 ? PROT_READ | PROT_WRITE : count && access->flags == 1 ? PROT_READ : 0;
-  return mprotect((void *)(uintptr_t)address, bytes, protection) ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
-}
-
-struct range {
-  uint64_t from, to;
-};
-
-static bool inside(const struct tf_entry *entry, void *context) {
-  const struct range *range = context;
-  return entry->kind == MAPPED && entry->key >= range->from && entry->key < range->to;
-}
-
-SIM_EXPORT CUresult cuMemUnmap(CUdeviceptr address, size_t bytes) {
-  CUresult result = sim_initialised();
-  if (result) return result;
-  struct range range = {address, address + bytes};
-  struct tf_entry mapping;
-  bool any = false;
-  while (tf_table_take_match(&table, inside, &range, &mapping)) {
-    any = true;
-    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
-    if (mmap((void *)(uintptr_t)mapping.key, mapping.bytes, PROT_NONE, flags, -1, 0) == MAP_FAILED)
-      result = CUDA_ERROR_OUT_OF_MEMORY;
-    change_references(mapping.owner, 0, -1, NULL);
-  }
-  return any ? result : CUDA_ERROR_INVALID_VALUE;
-}
-
 /* --- Arrays --- */
 
 static CUresult make_array(void **array, uint64_t bytes) {
@@ -520,7 +372,7 @@ static CUresult drop_array(void *array) {
   struct tf_entry entry;
   if (result) return result;
   uint64_t key = (uint64_t)(uintptr_t)array;
-  if (!tf_table_get(&table, key, &entry) || entry.kind != ARRAY || !tf_table_take(&table, key, &entry))
+  if (!tf_table_get(&sim_memory, key, &entry) || entry.kind != ARRAY || !tf_table_take(&sim_memory, key, &entry))
     return CUDA_ERROR_INVALID_HANDLE;
   munmap(array, entry.bytes);
   sim_uncharge(entry.device, entry.bytes);
@@ -560,5 +412,5 @@ static bool sweep_one(const struct tf_entry *entry, void *context) {
 bool sim_memory_sweep(sim_visit *visit, void *context) {
   struct sweep sweep = {visit, context};
   struct tf_entry ignored;
-  return !tf_table_find(&table, sweep_one, &sweep, &ignored);
+  return !tf_table_find(&sim_memory, sweep_one, &sweep, &ignored);
 }

@@ -4,33 +4,39 @@
 #include <string.h>
 #include <time.h>
 
-#include "sim.h"
-#include "tf_nvml.h"
+#include "nvml.h"
 
-#define CARD(device) (&sim->devices[(uintptr_t)(device) - 1])
 #define MILLIWATTS_IDLE 60000u
 #define MILLIWATTS_BUSY 340000u
 
-static _Atomic int users;
+_Atomic int sim_nvml_users;
 
-static bool bad(nvmlDevice_t device) { return !device || (uintptr_t)device > sim->device_count; }
+bool sim_nvml_bad(nvmlDevice_t device) {
+  if (!device || INDEX(device) >= SIM_ALL) return true;
+  return ON_SLICE(device) ? !SLICE(device)->usable : INDEX(device) >= sim->device_count;
+}
 
-#define CHECK(device)                                  \
-  if (!users) return NVML_ERROR_UNINITIALIZED;         \
-  if (bad(device)) return NVML_ERROR_INVALID_ARGUMENT; \
-  if (CARD(device)->lost) return NVML_ERROR_GPU_IS_LOST
+/* Of a card and of its partitions, or of a partition alone. */
+static bool covers(nvmlDevice_t device, uint32_t index) {
+  if (index == INDEX(device)) return true;
+  return index >= SIM_DEVICES && sim->slices[index - SIM_DEVICES].in_use &&
+         sim->slices[index - SIM_DEVICES].card == INDEX(device);
+}
+
+/* Neither a card that is cut nor a partition tells its utilization (NVML's reference, "Multi Instance GPU"). */
+static bool silent(nvmlDevice_t device) { return ON_SLICE(device) || CARD(device)->partitioned; }
 
 SIM_EXPORT nvmlReturn_t nvmlInitWithFlags(unsigned flags) {
   (void)flags;
   if (sim_open(NULL)) return NVML_ERROR_DRIVER_NOT_LOADED;
-  users++;
+  sim_nvml_users++;
   return NVML_SUCCESS;
 }
 SIM_EXPORT nvmlReturn_t nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
 SIM_EXPORT nvmlReturn_t nvmlInit(void) { return nvmlInitWithFlags(0); }
 SIM_EXPORT nvmlReturn_t nvmlShutdown(void) {
-  if (!users) return NVML_ERROR_UNINITIALIZED;
-  users--;
+  if (!sim_nvml_users) return NVML_ERROR_UNINITIALIZED;
+  sim_nvml_users--;
   return NVML_SUCCESS;
 }
 
@@ -39,6 +45,10 @@ SIM_EXPORT const char *nvmlErrorString(nvmlReturn_t code) {
     case NVML_SUCCESS: return "The operation was successful";
     case NVML_ERROR_UNINITIALIZED: return "Library was not first initialized";
     case NVML_ERROR_INVALID_ARGUMENT: return "An argument is invalid";
+    case NVML_ERROR_NO_PERMISSION: return "The current user does not have permission";
+    case NVML_ERROR_RESET_REQUIRED: return "The device requires a reset";
+    case NVML_ERROR_IN_USE: return "The device is in use";
+    case NVML_ERROR_INSUFFICIENT_RESOURCES: return "There are not enough resources";
     case NVML_ERROR_NOT_SUPPORTED: return "The operation is not supported";
     case NVML_ERROR_NOT_FOUND: return "The query found nothing";
     case NVML_ERROR_INSUFFICIENT_SIZE: return "The buffer is too small";
@@ -56,10 +66,10 @@ static nvmlReturn_t write_text(char *text, unsigned length, const char *value) {
 }
 
 SIM_EXPORT nvmlReturn_t nvmlSystemGetDriverVersion(char *text, unsigned length) {
-  return users ? write_text(text, length, sim->driver_version) : NVML_ERROR_UNINITIALIZED;
+  return sim_nvml_users ? write_text(text, length, sim->driver_version) : NVML_ERROR_UNINITIALIZED;
 }
 SIM_EXPORT nvmlReturn_t nvmlSystemGetCudaDriverVersion(int *version) {
-  if (!users) return NVML_ERROR_UNINITIALIZED;
+  if (!sim_nvml_users) return NVML_ERROR_UNINITIALIZED;
   *version = (int)sim->cuda_version;
   return NVML_SUCCESS;
 }
@@ -68,26 +78,29 @@ SIM_EXPORT nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int *version) {
 }
 
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetCount_v2(unsigned *count) {
-  if (!users) return NVML_ERROR_UNINITIALIZED;
+  if (!sim_nvml_users) return NVML_ERROR_UNINITIALIZED;
   *count = sim->device_count;
   return NVML_SUCCESS;
 }
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetCount(unsigned *count) { return nvmlDeviceGetCount_v2(count); }
 
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned index, nvmlDevice_t *device) {
-  if (!users) return NVML_ERROR_UNINITIALIZED;
+  if (!sim_nvml_users) return NVML_ERROR_UNINITIALIZED;
   if (index >= sim->device_count) return NVML_ERROR_INVALID_ARGUMENT;
-  *device = (nvmlDevice_t)(uintptr_t)(index + 1);
+  *device = HANDLE(index);
   return NVML_SUCCESS;
 }
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned index, nvmlDevice_t *device) {
   return nvmlDeviceGetHandleByIndex_v2(index, device);
 }
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
-  if (!users) return NVML_ERROR_UNINITIALIZED;
+  if (!sim_nvml_users) return NVML_ERROR_UNINITIALIZED;
   for (unsigned i = 0; i < sim->device_count; i++)
     if (!strcmp(sim->devices[i].uuid, uuid)) return nvmlDeviceGetHandleByIndex_v2(i, device);
-  return NVML_ERROR_NOT_FOUND;
+  uint32_t slice = strncmp(uuid, "MIG-", 4) ? SIM_NONE : sim_slice_named(uuid, sizeof sim->devices[0].uuid);
+  if (slice == SIM_NONE) return NVML_ERROR_NOT_FOUND;
+  *device = HANDLE(SIM_DEVICES + slice);
+  return NVML_SUCCESS;
 }
 
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *text, unsigned length) {
@@ -100,7 +113,7 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *text, unsig
 }
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned *index) {
   CHECK(device);
-  *index = (unsigned)(uintptr_t)device - 1;
+  *index = INDEX(device);
   return NVML_SUCCESS;
 }
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t device, unsigned *number) {
@@ -109,7 +122,7 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t device, unsigned *
 
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t *info) {
   CHECK(device);
-  unsigned bus = (unsigned)(uintptr_t)device - 1;
+  unsigned bus = ON_SLICE(device) ? SLICE(device)->card : INDEX(device);
   memset(info, 0, sizeof *info);
   info->bus = bus;
   snprintf(info->busId, sizeof info->busId, "00000000:%02X:00.0", bus);
@@ -122,7 +135,9 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_
   sim_lock();
   sim_reclaim_dead();
   memory->total = CARD(device)->memory_bytes;
-  memory->used = CARD(device)->used_bytes;
+  memory->used = 0;
+  for (uint32_t i = 0; i < SIM_ALL; i++)
+    if (covers(device, i)) memory->used += sim->devices[i].used_bytes;
   sim_unlock();
   memory->free = memory->total - memory->used;
   return NVML_SUCCESS;
@@ -148,6 +163,7 @@ static uint64_t sampled_until(void) {
 
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t *rates) {
   CHECK(device);
+  if (silent(device)) return NVML_ERROR_NOT_SUPPORTED;
   sim_lock();
   uint64_t end = sampled_until();
   rates->gpu = sim_bin_percent(&CARD(device)->bins, end - sim->sample_period_ns, end);
@@ -169,6 +185,7 @@ static uint64_t stamp_offset(void) {
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtilizationSample_t *samples,
                                                         unsigned *count, unsigned long long since) {
   CHECK(device);
+  if (silent(device)) return NVML_ERROR_NOT_SUPPORTED;
   if (!samples) {
     *count = SIM_PROCESSES;
     return NVML_ERROR_INSUFFICIENT_SIZE;
@@ -181,7 +198,7 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvm
   for (uint32_t i = 0; start < end && i < sim->process_high && found < *count; i++) {
     const struct sim_process *process = &sim->processes[i];
     if (!process->alive) continue;
-    uint32_t percent = sim_bin_percent(&process->device[(uintptr_t)device - 1].bins, start, end);
+    uint32_t percent = sim_bin_percent(&process->device[INDEX(device)].bins, start, end);
     if (!percent) continue;
     samples[found++] =
         (nvmlProcessUtilizationSample_t){.pid = process->pid, .timeStamp = (end + offset) / 1000, .smUtil = percent};
@@ -192,22 +209,27 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvm
 }
 
 /* The layouts of the three versions differ: the newer ones carry two instance numbers. */
+static void write_process(void *rows, unsigned place, bool long_rows, const struct sim_process *process,
+                          uint32_t index) {
+  uint64_t bytes = process->device[index].used_bytes;
+  unsigned pid = process->pid, gpu = ~0u, compute = ~0u; /* none */
+  if (index >= SIM_DEVICES) gpu = sim->slices[index - SIM_DEVICES].id, compute = 0;
+  if (long_rows) ((nvmlProcessInfo_v2_t *)rows)[place] = (nvmlProcessInfo_v2_t){pid, bytes, gpu, compute};
+  else ((nvmlProcessInfo_v1_t *)rows)[place] = (nvmlProcessInfo_v1_t){pid, bytes};
+}
+
 static nvmlReturn_t processes(nvmlDevice_t device, unsigned *count, void *rows, bool long_rows) {
   CHECK(device);
   nvmlReturn_t result = NVML_SUCCESS;
   unsigned room = rows ? *count : 0, found = 0;
   sim_lock();
   sim_reclaim_dead();
-  for (uint32_t i = 0; i < sim->process_high; i++) {
-    const struct sim_process *process = &sim->processes[i];
-    const struct sim_process_device *use = &process->device[(uintptr_t)device - 1];
-    if (!process->alive || !use->contexts) continue;
-    if (found < room && long_rows)
-      ((nvmlProcessInfo_v2_t *)rows)[found] = (nvmlProcessInfo_v2_t){process->pid, use->used_bytes, ~0u, ~0u};
-    else if (found < room)
-      ((nvmlProcessInfo_v1_t *)rows)[found] = (nvmlProcessInfo_v1_t){process->pid, use->used_bytes};
-    found++;
-  }
+  for (uint32_t i = 0; i < sim->process_high; i++)
+    for (uint32_t d = 0; sim->processes[i].alive && d < SIM_ALL; d++) {
+      if (!covers(device, d) || !sim->processes[i].device[d].contexts) continue;
+      if (found < room) write_process(rows, found, long_rows, &sim->processes[i], d);
+      found++;
+    }
   sim_unlock();
   if (found > room) result = NVML_ERROR_INSUFFICIENT_SIZE;
   *count = found;
@@ -305,7 +327,6 @@ SIM_EXPORT int tfSimProcesses(unsigned index, struct row *rows, unsigned room) {
     CHECK(device);                                    \
     return NVML_ERROR_NOT_SUPPORTED;                  \
   }
-NOT_SUPPORTED(nvmlDeviceGetMigMode)
 NOT_SUPPORTED(nvmlDeviceGetNvLinkState)
 NOT_SUPPORTED(nvmlDeviceGetNvLinkVersion)
 NOT_SUPPORTED(nvmlDeviceGetNvLinkRemotePciInfo_v2)

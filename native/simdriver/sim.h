@@ -14,9 +14,12 @@
 
 #define SIM_EXPORT __attribute__((visibility("default")))
 #define SIM_MAGIC 0x54465349u
-#define SIM_VERSION 4u
-#define SIM_DEVICES 8u
+#define SIM_VERSION 6u
+#define SIM_DEVICES 8u /* cards */
+#define SIM_SLICES 24u /* hardware partitions of all cards, each with a device of its own behind the cards' */
+#define SIM_ALL (SIM_DEVICES + SIM_SLICES)
 #define SIM_PROCESSES 512u
+#define SIM_SHARED 1024u
 #define SIM_STREAMS 2048u
 #define SIM_QUEUE 1024u
 #define SIM_EVENTS 65536u
@@ -86,7 +89,14 @@ struct sim_process {
   uint32_t pid, alive;
   uint64_t start_ticks;
   struct sim_checkpoint checkpoint;
-  struct sim_process_device device[SIM_DEVICES];
+  struct sim_process_device device[SIM_ALL];
+};
+
+/* Memory that several processes may have, known by the inode of the file with its contents; 0: free. */
+struct sim_shared {
+  uint64_t inode, bytes;
+  uint32_t device, payer; /* card; the slot that counts it */
+  uint64_t holders[SIM_PROCESSES / 64];
 };
 
 struct sim_running {
@@ -99,10 +109,18 @@ struct sim_device {
   uint64_t memory_bytes, used_bytes, context_bytes, accounted_ns, busy_ns, sm_ns, bytes_per_second;
   uint32_t sms, threads_per_sm, clock_mhz, major, minor, free_sms, running_count, active_count;
   uint32_t engine_busy[2];
-  uint32_t lost, unused;
+  uint32_t lost;
+  uint32_t slots, partitioned,
+      will_be; /* memory slots of a card that can be cut; its mode now, and after the next reset */
   struct sim_running running[SIM_RUNNING];
   uint32_t active[SIM_STREAMS];
   struct sim_bins bins;
+};
+
+/* A hardware partition: what NVML calls a GPU instance. A program can use it once it has a compute instance. */
+struct sim_slice {
+  uint32_t in_use, card, profile, start, width, slices; /* profile: its number in tables of profiles */
+  uint32_t id, usable;
 };
 
 enum sim_waiter_state { SIM_FREE = 0, SIM_ACTIVE, SIM_WAITING, SIM_DETACHED };
@@ -124,10 +142,12 @@ struct sim_state {
   _Atomic uint64_t virtual_now_ns;
   pthread_mutex_t lock;
   struct sim_waiter waiters[SIM_WAITERS];
-  struct sim_device devices[SIM_DEVICES];
+  struct sim_slice slices[SIM_SLICES];
+  struct sim_device devices[SIM_ALL];
   struct sim_event events[SIM_EVENTS];
   struct sim_process processes[SIM_PROCESSES];
   struct sim_stream streams[SIM_STREAMS];
+  struct sim_shared shared[SIM_SHARED];
 };
 
 extern struct sim_state *sim;
@@ -180,6 +200,26 @@ CUdevice sim_ordinal(uint32_t index);
 uint32_t sim_physical(uint32_t index);
 struct sim_device *sim_card(uint32_t index);
 void sim_move_cards(const uint32_t to[SIM_DEVICES]);
+bool sim_on_slice(void); /* this process runs on a hardware partition */
+
+/* slices.c: cutting a card into hardware partitions; what changes them needs the lock */
+struct sim_profile {
+  uint32_t number, id;                       /* NVML_GPU_INSTANCE_PROFILE_*, and the number that nvidia-smi shows */
+  uint32_t slices, width, step, last, most; /* of the compute; slots; starts are 0, step, ... last; how many at most */
+  const char *suffix;
+};
+const struct sim_profile *sim_profiles(const struct sim_device *card, uint32_t *count);
+const struct sim_profile *sim_profile_of(const struct sim_slice *slice);
+void sim_profile_name(const struct sim_device *card, const struct sim_profile *profile, char *text, size_t length);
+uint64_t sim_profile_bytes(const struct sim_device *card, const struct sim_profile *profile);
+uint32_t sim_profile_sms(const struct sim_device *card, uint32_t slices);
+bool sim_may_cut(uint32_t card, const struct sim_profile *profile, uint32_t start);
+uint32_t sim_cut(uint32_t card, const struct sim_profile *profile, uint32_t start); /* place in slices, or SIM_NONE */
+bool sim_slice_busy(uint32_t slice); /* a living process has a context there */
+bool sim_card_busy(uint32_t card);
+bool sim_cut_up(uint32_t card); /* it has partitions */
+uint32_t sim_slice_named(const char *uuid, size_t length); /* a usable one, or SIM_NONE */
+uint32_t sim_slice_first(uint32_t card); /* its first usable one, or SIM_NONE */
 
 /* memory.c */
 CUresult sim_charge(uint32_t device, uint64_t bytes);
@@ -191,6 +231,13 @@ uint64_t sim_touch_ns(uint64_t address, uint64_t bytes); /* what a kernel's byte
 typedef bool sim_visit(uint64_t address, uint64_t bytes, int file, void *context);
 bool sim_memory_sweep(sim_visit *visit, void *context);
 void sim_memory_forget(CUcontext context); /* with a context goes what was allocated in it */
+
+/* shared.c: by row + 1; 0: there is none. What this process is charged for already becomes a row with one reference. */
+uint32_t sim_share(uint64_t inode, uint32_t card, uint64_t bytes);
+uint32_t sim_shared_again(uint64_t inode, uint32_t *device, uint64_t *bytes);
+void sim_unshare(uint32_t row);
+void sim_shared_leave(uint32_t slot); /* lock held */
+bool sim_shares(void); /* this process has such memory */
 
 /* stream.c */
 struct CUstream_st {

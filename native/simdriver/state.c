@@ -45,6 +45,8 @@ static void set_device(struct sim_device *device, const char *key, const char *v
   else if (!strcmp(key, "major")) device->major = (uint32_t)number;
   else if (!strcmp(key, "minor")) device->minor = (uint32_t)number;
   else if (!strcmp(key, "copy_bytes_per_second")) device->bytes_per_second = number;
+  else if (!strcmp(key, "slots")) device->slots = (uint32_t)number;
+  else if (!strcmp(key, "partitioned")) device->partitioned = device->will_be = (uint32_t)number;
 }
 
 static void set_machine(struct sim_state *state, const char *key, const char *value) {
@@ -138,7 +140,7 @@ int sim_open(const char *path) {
 
 void sim_uuid(const struct sim_device *card, CUuuid *uuid) {
   const char *text = card->uuid;
-  if (!strncmp(text, "GPU-", 4)) text += 4;
+  if (!strncmp(text, "GPU-", 4) || !strncmp(text, "MIG-", 4)) text += 4;
   memset(uuid, 0, sizeof *uuid);
   for (int nibble = 0; *text && nibble < 32; text++) {
     if (*text == '-') continue;
@@ -163,7 +165,9 @@ static void release_slot(uint32_t slot, uint64_t now) {
     if (sim->streams[i].in_use && sim->streams[i].process == slot) sim_stream_drop(i, now);
   for (uint32_t i = 0; i < SIM_EVENTS && i < sim->event_hint + 1; i++)
     if (sim->events[i].in_use && sim->events[i].process == slot) sim->events[i].in_use = 0;
-  for (uint32_t d = 0; d < sim->device_count; d++) {
+  sim_shared_leave(slot);
+  for (uint32_t d = 0; d < SIM_ALL; d++) {
+    if (!process->device[d].used_bytes && !process->device[d].contexts) continue;
     sim->devices[d].used_bytes -= process->device[d].used_bytes;
     process->device[d].used_bytes = process->device[d].contexts = 0;
   }
@@ -245,6 +249,17 @@ static void forked(void) {
   sim_clock_after_fork();
 }
 
+/* Most of a row is about devices that its process never used, and was never written. */
+static void clear(struct sim_process *process) {
+  memset(process, 0, offsetof(struct sim_process, device));
+  for (uint32_t d = 0; d < SIM_ALL; d++) {
+    struct sim_process_device *use = &process->device[d];
+    if (use->busy_ns || use->service || use->kernels || use->used_bytes || use->contexts || use->queued ||
+        use->bins.last_bin)
+      memset(use, 0, sizeof *use);
+  }
+}
+
 uint32_t sim_self(void) {
   if (self_slot != SIM_NONE) return self_slot;
   static bool registered;
@@ -262,7 +277,7 @@ uint32_t sim_self(void) {
     sim->process_high++;
   }
   struct sim_process *process = &sim->processes[chosen];
-  memset(process, 0, sizeof *process);
+  clear(process);
   process->pid = self_pid = (uint32_t)getpid();
   process->start_ticks = tf_start_ticks(process->pid);
   process->alive = 1;

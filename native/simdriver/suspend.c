@@ -122,7 +122,7 @@ static void end_pass(const uint32_t streams[SIM_DEVICES]) {
     }
 }
 
-/* TF_SIM_FAIL_CHECKPOINT=n makes every n-th checkpoint of the process fail, as drivers do on partitions. */
+/* TF_SIM_FAIL_CHECKPOINT=n makes every n-th checkpoint of the process fail, as drivers may. */
 static bool injected_failure(void) {
   static uint64_t count;
   const char *text = getenv("TF_SIM_FAIL_CHECKPOINT");
@@ -135,7 +135,8 @@ static CUresult checkpoint(uint32_t slot) {
   struct sim_checkpoint *held = &process->checkpoint;
   uint64_t contents[SIM_DEVICES] = {0};
   uint32_t streams[SIM_DEVICES];
-  if (injected_failure()) return CUDA_ERROR_OUT_OF_MEMORY;
+  if (sim_on_slice() || injected_failure()) return CUDA_ERROR_OUT_OF_MEMORY; /* what a driver says on a partition */
+  if (sim_shares()) return CUDA_ERROR_NOT_SUPPORTED; /* other processes may use it meanwhile */
   for (uint32_t i = 0; i < sim->device_count; i++)
     contents[i] = process->device[i].used_bytes - process->device[i].contexts * sim->devices[i].context_bytes;
   begin_pass(contents, 1, streams);

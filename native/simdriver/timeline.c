@@ -170,10 +170,15 @@ static void advance_device(struct sim_device *device, uint64_t now) {
   dispatch(device, now);
 }
 
+static void advance(struct sim_device *device, uint64_t now_ns) {
+  if (device->active_count || device->running_count) advance_device(device, now_ns);
+  else device->accounted_ns = now_ns > device->accounted_ns ? now_ns : device->accounted_ns;
+}
+
 void sim_advance(uint64_t now_ns) {
-  for (uint32_t i = 0; i < sim->device_count; i++)
-    if (sim->devices[i].active_count || sim->devices[i].running_count) advance_device(&sim->devices[i], now_ns);
-    else sim->devices[i].accounted_ns = now_ns > sim->devices[i].accounted_ns ? now_ns : sim->devices[i].accounted_ns;
+  for (uint32_t i = 0; i < sim->device_count; i++) advance(&sim->devices[i], now_ns);
+  for (uint32_t i = 0; i < SIM_SLICES; i++)
+    if (sim->slices[i].in_use) advance(&sim->devices[SIM_DEVICES + i], now_ns);
 }
 
 /* A process that comes back from idling starts level with the least served of those at work. */

@@ -2,7 +2,8 @@
 
     python native/tools/generate.py [--check]
 
-From ``region.toml``: a C header, a Python module and a documentation table. From ``driver_calls.csv`` and
+From ``region.toml``: a C header, what cffi and Python take from it, a documentation table, and offsets for tests that
+damage files. From ``driver_calls.csv`` and
 ``management_calls.csv``: tables of calls and typed pointers to the real functions.
 """
 
@@ -99,11 +100,32 @@ def region_header() -> str:
     return "\n".join([*lines, "\n#endif", ""])
 
 
-def region_module() -> str:
-    """Name every offset and size for Python."""
-    document, structs, layout = read_layout()
+def region_cdef() -> str:
+    """Declare the same to cffi, which knows no atomics and no mutexes: what it leaves out it lets the compiler find."""
+    document, structs, _ = read_layout()
+    names = ["LAYOUT_VERSION", "LAYOUT_HASH", *(name.upper() for name in document["constants"])]
     lines = [
-        f'"""Layout of a worker\'s shared memory. {NOTE}"""',
+        f"/* {NOTE} Source: data/region.toml */",
+        *(f"#define TF_{name} ..." for name in names),
+    ]
+    for struct in structs.values():
+        lines.append(f"struct tf_{struct.name} {{")
+        for field in struct.fields:
+            if field["type"] == "mutex":
+                continue
+            kind = C_TYPES.get(field["type"], f"struct tf_{field['type']}")
+            many = f"[{field['count']}]" if "count" in field else ""
+            lines.append(f"  {kind} {field['name']}{many};")
+        opaque = any(field["type"] == "mutex" for field in struct.fields)
+        lines.append("  ...;\n};" if opaque else "};")
+    return "\n".join([*lines, ""])
+
+
+def region_module() -> str:
+    """Name the constants for Python, which are needed before anything is compiled."""
+    document, _, layout = read_layout()
+    lines = [
+        f'"""Constants of a worker\'s shared memory. {NOTE}"""',
         "",
         "from typing import Final",
         "",
@@ -111,13 +133,21 @@ def region_module() -> str:
         f"LAYOUT_HASH: Final = {layout}",
     ]
     for name, constant in document["constants"].items():
+        if name.endswith("_magic"):
+            continue
         lines += [f"{name.upper()}: Final = {constant['value']}", f'"""{constant["doc"]}"""']
+    return "\n".join([*lines, ""])
+
+
+def region_offsets() -> str:
+    """Name every offset and size, for tests that damage the files of a worker."""
+    _, structs, _ = read_layout()
+    lines = [f'"""Where the fields of a worker\'s files lie. {NOTE}"""']
     for struct in structs.values():
         name = struct.name.upper()
-        lines += ["", f"{name}_BYTES: Final = {struct.size}", f'"""{struct.doc}"""']
-        lines.append(f"{name}: Final[dict[str, int]] = {{")
+        lines += ["", f"{name}_BYTES = {struct.size}", f"{name} = {{"]
         lines += [f'    "{field}": {offset},' for field, offset in struct.offsets.items()]
-        lines += ["}", '"""Field to offset in bytes."""']
+        lines += ["}"]
     return "\n".join([*lines, ""])
 
 
@@ -248,12 +278,14 @@ def gates() -> str:
 
 OUTPUTS = {
     "generated/region.h": region_header,
+    "generated/region.cdef": region_cdef,
     "generated/driver_rows.h": driver_rows,
     "generated/real_calls.h": real_calls,
     "generated/inner_names.h": inner_names,
     "generated/gates.h": gates,
     "generated/region.md": region_table,
     "python/tensorfusion_native/layout.py": region_module,
+    "../tests/native/offsets.py": region_offsets,
 }
 
 

@@ -2,13 +2,16 @@
 
     .venv/bin/python tests/bench/freeze.py [--cycles 1000] [--gib 1] [--touched-mib 16] [--cold]
 
-One process on the simulated driver, in wall time. The copy takes what its bytes take over the
-card's link; everything beyond that is ours. Contents are compared by hash at the end; growth of
-memory and open files is that of the process between the fourth cycle and the last.
+One process on the simulated driver, in wall time. A thaw may take what its bytes take at this
+machine's own copy bandwidth, and half a second: ``copy_s`` is a copy of as many bytes into fresh
+memory, made in the same run. The simulated card's link is another floor, ``link_s``. Contents are
+compared by hash at the end; growth of memory and open files is that of the process between the
+fourth cycle and the last.
 """
 
 import argparse
 import json
+import mmap
 import os
 import statistics
 import subprocess
@@ -25,6 +28,9 @@ from tensorfusion_native.simulated_machine import CONTEXT_BYTES, SimulatedMachin
 
 GIB = 1 << 30
 MIB = 1 << 20
+COPY_PART = 256 * MIB
+ALLOWED_SECONDS = 0.5
+"""What a thaw may take beyond the copy."""
 LINK_BYTES_PER_SECOND = 24e9
 """What the simulated card's link carries unless it is told otherwise."""
 NEWEST = {"cuda_version": 13000, "driver_version": "580.65.06"}
@@ -64,6 +70,18 @@ def footprint(pid: int) -> tuple[int, int]:
     return resident, len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
+def copy_seconds(size: int) -> float:
+    """How long one thread takes to copy so many bytes into memory that was never touched."""
+    source, spent = bytes(os.urandom(MIB)) * (COPY_PART // MIB), 0.0
+    for start in range(0, size, COPY_PART):
+        part = memoryview(source)[: min(COPY_PART, size - start)]
+        with mmap.mmap(-1, len(part)) as fresh:
+            started = time.perf_counter()
+            fresh[:] = part
+            spent += time.perf_counter() - started
+    return spent
+
+
 def run(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     """Run all cycles; returns the row."""
     card = find_card("A100_SXM_80G")
@@ -101,15 +119,22 @@ def run(folder: Path, options: argparse.Namespace) -> dict[str, object]:
                 start = footprint(process.pid)
         after = ask(process)
         end = footprint(process.pid)
+        copy = copy_seconds(used - CONTEXT_BYTES)
         return {
             "cycles": options.cycles,
             "tier": tier.value,
             "vram_bytes": used,
             "touched_bytes": touched,
-            "copy_s": round((used - CONTEXT_BYTES) / LINK_BYTES_PER_SECOND, 4),
+            "link_s": round((used - CONTEXT_BYTES) / LINK_BYTES_PER_SECOND, 4),
+            "copy_s": round(copy, 4),
+            "copy_bytes_per_s": round((used - CONTEXT_BYTES) / copy),
             "freeze_median_s": round(statistics.median(freezes), 4),
             "thaw_median_s": round(statistics.median(thaws), 4),
             "thaw_max_s": round(max(thaws), 4),
+            "thaw_of_allowed": round(max(thaws) / (copy + ALLOWED_SECONDS), 3),
+            "thaw_of_allowed_by_link": round(
+                max(thaws) / ((used - CONTEXT_BYTES) / LINK_BYTES_PER_SECOND + ALLOWED_SECONDS), 3
+            ),
             "left_on_card_bytes": left,
             "card_bytes_grown": (management.read(0).used_bytes or 0) - used,
             "resident_bytes_grown": end[0] - start[0],

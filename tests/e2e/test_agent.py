@@ -1,15 +1,17 @@
 """The agent of a node in a process of its own, beside a control plane that has no backend."""
 
+import contextlib
 import json
 import ssl
 import urllib.error
 import urllib.request
 
 import pytest
-from rig.agents import Site
+from rig.agents import Site, UnixConnection
 from rig.program import wait
 
 from tensorfusion.api.registry import GPU_NODES, GPUS, LEASES, NODES, PODS
+from tensorfusion.app.agent_server import MOST_WAITING
 from tensorfusion.errors import NotFound
 
 NODE = {"nodes": [{"name": "n", "gpus": [{"model": "A100_SXM_80G", "count": 2}]}]}
@@ -93,6 +95,40 @@ def test_a_broken_device_is_on_the_node_and_the_last_one_taints_it(site):
     for device in devices:
         set_fault("restore", device)
     wait(lambda: not taints() and condition()[0] == "True")
+
+
+def test_clients_that_never_finish_are_given_up_for_those_that_do(site):
+    with contextlib.ExitStack() as stack:
+        slow = []
+        for _ in range(MOST_WAITING + 50):
+            connection = UnixConnection(site.socket)
+            wait(lambda one=connection: connected(one))
+            connection.sock.sendall(b"GET /api/v1/workers HTTP/1.1\r\nX-Slow: ")
+            slow.append(stack.enter_context(contextlib.closing(connection)))
+        assert site.ask("GET", "/api/v1/workers")[0] == 200
+        assert gone(slow[0])  # the one that waited longest
+        assert not gone(slow[-1], 0.2)
+
+
+def connected(connection):
+    """Try once to connect; a full backlog takes nobody for a moment."""
+    try:
+        connection.connect()
+    except BlockingIOError:
+        connection.close()
+        return False
+    return True
+
+
+def gone(connection, seconds=10):
+    """Whether the other end closes a connection within some seconds."""
+    connection.sock.settimeout(seconds)
+    try:
+        return connection.sock.recv(1) == b""
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
 
 
 def test_tcp_needs_the_token_and_our_own_host_and_origin(site):

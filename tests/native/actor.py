@@ -4,6 +4,7 @@ import ctypes as C  # noqa: N812 - tests write many C types in one line
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -118,12 +119,89 @@ class AllocNode(C.Structure):
     )  # fmt: skip
 
 
-def create_physical(size, device=0):
+def create_physical(size, device=0, handles=0):
     handle = C.c_uint64()
-    wanted = Property(type=1, location=1, id=device)
+    wanted = Property(type=1, handles=handles, location=1, id=device)
     return cuda.cuMemCreate(
         C.byref(handle), C.c_size_t(size), C.byref(wanted), C.c_ulonglong(0)
     ), handle
+
+
+def map_physical(handle, size):
+    address, access = C.c_uint64(), (C.c_int * 3)(1, 0, 3)
+    nothing = C.c_size_t(0)
+    ok(
+        cuda.cuMemAddressReserve(
+            C.byref(address), C.c_size_t(size), nothing, C.c_uint64(0), nothing
+        )
+    )
+    ok(cuda.cuMemMap(address, C.c_size_t(size), nothing, handle, C.c_ulonglong(0)))
+    ok(cuda.cuMemSetAccess(address, C.c_size_t(size), C.byref(access), C.c_size_t(1)))
+    return address.value
+
+
+def unmap(address, size):
+    ok(cuda.cuMemUnmap(C.c_uint64(address), C.c_size_t(size)))
+
+
+class Handle(C.Structure):
+    _fields_ = (("bytes", C.c_ubyte * 64),)
+
+
+def handle_of(address):
+    """The 64 bytes by which another process opens memory."""
+    handle = Handle()
+    ok(cuda.cuIpcGetMemHandle(C.byref(handle), C.c_uint64(address)))
+    return bytes(handle)
+
+
+def open_handle(text, call="cuIpcOpenMemHandle_v2"):
+    address = C.c_uint64()
+    code = getattr(cuda, call)(C.byref(address), Handle.from_buffer_copy(bytes.fromhex(text)), 1)
+    return code, address.value
+
+
+def close_handle(address):
+    return cuda.cuIpcCloseMemHandle(C.c_uint64(address))
+
+
+def export(handle):
+    file = C.c_int()
+    ok(cuda.cuMemExportToShareableHandle(C.byref(file), handle, 1, C.c_ulonglong(0)))
+    return file.value
+
+
+def give(path, file):
+    """Pass a descriptor to who comes for it."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        with server.accept()[0] as taker:
+            socket.send_fds(taker, [b"-"], [file])
+    os.close(file)
+
+
+def take(path):
+    """Import the descriptor that another process gives."""
+    handle, until = C.c_uint64(), time.monotonic() + 30
+    with socket.socket(socket.AF_UNIX) as giver:
+        while giver.connect_ex(path):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        (file,) = socket.recv_fds(giver, 1, 1)[1]
+    ok(cuda.cuMemImportFromShareableHandle(C.byref(handle), C.c_void_p(file), 1))
+    os.close(file)
+    return handle
+
+
+def write_word(address, value):
+    ok(cuda.cuMemsetD32_v2(C.c_uint64(address), value, C.c_size_t(1)))
+
+
+def read_word(address):
+    word = C.c_uint()
+    ok(cuda.cuMemcpyDtoH_v2(C.byref(word), C.c_uint64(address), C.c_size_t(4)))
+    return word.value
 
 
 def new_pool(device=0):

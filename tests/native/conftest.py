@@ -33,7 +33,7 @@ def build():
         fcntl.flock(lock, fcntl.LOCK_EX)
         commands = [
             ["cmake", "-S", str(ROOT / "native"), "-B", str(folder), "-G", "Ninja",
-             "-DCMAKE_BUILD_TYPE=Release"],
+             "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}"],
             ["cmake", "--build", str(folder)],
         ]  # fmt: skip
         for command in commands:

@@ -9,6 +9,8 @@ import threading
 from pathlib import Path
 from urllib.parse import quote
 
+from native import offsets
+
 from tensorfusion.apiserver.security import ensure_credentials
 from tensorfusion.app.agent_server import AgentServer
 from tensorfusion.clock import SystemClock
@@ -33,7 +35,7 @@ REQUESTS = [
     b"POST /api/v1/processes HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
     b"GET /metrics HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
 ]
-LEDGER_HEAD = layout.LEDGER["processes"] + 4 * layout.PROCESS_BYTES
+LEDGER_HEAD = offsets.LEDGER["processes"] + 4 * offsets.PROCESS_BYTES
 
 
 class Files:
@@ -46,10 +48,10 @@ class Files:
         self.limits = (self.folder / "limits").read_bytes()
         self.ledger = (self.folder / "ledger").read_bytes()
         used = bytearray(self.ledger[:LEDGER_HEAD])
-        at = layout.LEDGER["processes"]
+        at = offsets.LEDGER["processes"]
         struct.pack_into("<IIQQ9Q", used, at, os.getpid(), 0, 1, 2, *range(9))
         struct.pack_into(
-            "<Q", used, layout.LEDGER["states"] + layout.DEVICE_STATE["wanted_bytes"], 8
+            "<Q", used, offsets.LEDGER["states"] + offsets.DEVICE_STATE["wanted_bytes"], 8
         )
         self.seeds = [self.limits + self.ledger[:LEDGER_HEAD], self.limits + bytes(used)]
 
@@ -67,12 +69,15 @@ class Files:
         raw = (self.folder / "ledger").read_bytes()
         with region:
             for row in range(layout.DEVICES):
-                at = layout.LEDGER["states"] + row * layout.DEVICE_STATE_BYTES
-                use, state = region.use(row), decode_state(raw[at : at + layout.DEVICE_STATE_BYTES])
+                at = offsets.LEDGER["states"] + row * offsets.DEVICE_STATE_BYTES
+                use, state = (
+                    region.use(row),
+                    decode_state(raw[at : at + offsets.DEVICE_STATE_BYTES]),
+                )
                 assert use.used_bytes == state.used_bytes
                 assert use.trim_ratio == state.trim_ratio > 0
                 assert region.wanted(row) >= 0
-            assert all(p.pid and len(p.devices) == 16 for p in region.processes(layout.DEVICES))
+            assert all(region.pids())
             assert min(vars_of(region.faults())) >= 0
             region.write([DeviceLimit(UUID)])
             region.beat()
@@ -104,7 +109,7 @@ class Records:
             json.dumps({name: getattr(record, name) for name in record.__struct_fields__}).encode(),
             (self.frozen / FROZEN).read_bytes(),
             json.dumps(attested).encode(),
-            bytes(range(layout.DEVICE_STATE_BYTES)),
+            bytes(range(offsets.DEVICE_STATE_BYTES)),
         ]
 
     def run(self, data):
@@ -121,7 +126,7 @@ class Records:
             assert all(p.alive() in (True, False) for p in frozen.processes)
         attested = decode_attestation(data)
         assert attested is None or 0 < attested.pid < 1 << 31
-        if len(data) == layout.DEVICE_STATE_BYTES:
+        if len(data) == offsets.DEVICE_STATE_BYTES:
             assert decode_state(data).trim_ratio > 0
 
 

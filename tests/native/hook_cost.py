@@ -34,7 +34,7 @@ KINDS = ("launch", "memory_info", "allocate_and_free")
 class Bound:
     """A check: the most that a call may cost more than the bare one, in nanoseconds and in instructions.
 
-    The nanoseconds are what the product promises. The instructions are a quarter above what gcc 12 makes of the code
+    ``p99_ns`` is for the 99th percentile of chunks of fifty calls, beside the bare call's median. The nanoseconds are what the product promises. The instructions are a quarter above what gcc 12 makes of the code
     today (275, 9, 137 and 864 on x86-64), so that a slower path is noticed and another compiler is not.
     """
 
@@ -42,14 +42,15 @@ class Bound:
     share: float
     kind: str
     ns: float
+    p99_ns: float
     instructions: float
 
 
 BOUNDS = (
-    Bound("admitted launch", 0.5, "launch", 60, 340),
-    Bound("launch without a limit", 1.0, "launch", 5, 14),
-    Bound("memory info", 0.5, "memory_info", 200, 170),
-    Bound("allocation and its free", 0.5, "allocate_and_free", 500, 1080),
+    Bound("admitted launch", 0.5, "launch", 60, 300, 340),
+    Bound("launch without a limit", 1.0, "launch", 5, 300, 14),
+    Bound("memory info", 0.5, "memory_info", 200, 1000, 170),
+    Bound("allocation and its free", 0.5, "allocate_and_free", 500, 1000, 1080),
 )
 
 
@@ -117,16 +118,21 @@ def main() -> int:
     """Print the verdicts."""
     build = Path(sys.argv[1] if len(sys.argv) > 1 else "build/native-release").resolve()
     measured = {share: times(build, share) for share in sorted({b.share for b in BOUNDS})}
-    print(f"{'call':26}{'bare':>9}{'limited':>9}{'ratio':>8}{'more':>9}{'p99':>9}{'at most':>9}")
+    print(
+        f"{'call':26}{'bare':>9}{'limited':>9}{'ratio':>8}"
+        f"{'more':>9}{'at most':>9}{'p99 more':>10}{'at most':>9}"
+    )
     failed = 0
     for bound in BOUNDS:
         row = measured[bound.share][bound.kind]
         more = row["hooked_ns"] - row["bare_ns"]
-        failed += more > bound.ns
+        slowest = row["hooked_p99_ns"] - row["bare_ns"]
+        good = more <= bound.ns and slowest <= bound.p99_ns
+        failed += not good
         print(
             f"{bound.name:26}{row['bare_ns']:>6.1f} ns{row['hooked_ns']:>6.1f} ns"
-            f"{row['hooked_ns'] / row['bare_ns']:>8.1f}{more:>6.1f} ns{row['hooked_p99_ns']:>6.0f} ns"
-            f"{bound.ns:>6.0f} ns  {'pass' if more <= bound.ns else 'FAIL'}"
+            f"{row['hooked_ns'] / row['bare_ns']:>8.1f}{more:>6.1f} ns{bound.ns:>6.0f} ns"
+            f"{slowest:>7.0f} ns{bound.p99_ns:>6.0f} ns  {'pass' if good else 'FAIL'}"
         )
     return 1 if failed else 0
 

@@ -17,6 +17,15 @@ CONTEXT = 300 * MIB
 DEADLINE_S = 60  # wall time; no test waits longer
 
 
+def compile_program(build, folder, source):
+    """A program in C that is linked directly with the simulated driver."""
+    path, program = folder / "program.c", folder / "program"
+    path.write_text(source)
+    command = ["cc", "-o", program, path, "-ldl", f"-L{build / 'simulated'}", "-l:libcuda.so.1"]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return program
+
+
 def uuid(index=0):
     return f"GPU-00000000-0000-0000-0000-{index:012}"
 

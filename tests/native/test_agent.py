@@ -8,7 +8,7 @@ import pytest
 from rig.agents import Site
 from rig.program import alive, wait
 
-from tensorfusion.api.registry import SECRETS
+from tensorfusion.api.registry import EVENTS, SECRETS
 from tensorfusion.app.agents import NAMESPACE, secret_name
 from tensorfusion.errors import BadRequest, NotFound
 
@@ -50,6 +50,9 @@ subprocess.run([sys.executable, "-c", code], env=lie)
 subprocess.run([sys.executable, "-c", code], env={**lie, "TENSORFUSION_CONTAINER": forged})
 time.sleep(600)
 """
+
+OPEN = "import ctypes, sys, time; ctypes.CDLL(sys.argv[1]); time.sleep(600)"
+BYPASSED = "tensorfusion_worker_limiter_bypassed_processes{"
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +130,32 @@ def test_tenants_keep_their_shares_while_the_agent_is_dead_and_notice_it(site):
     settle(site, {"small": 30, "large": 60})
     assert faults(site, "small")["faults"] == missed
     assert site.pod("small")["status"]["containerStatuses"][0]["restartCount"] == 0
+
+
+@pytest.mark.timeout(120)
+def test_a_process_that_has_the_driver_without_the_limiter_is_told(site, build):
+    opens = [sys.executable, "-c", OPEN, str(build / "simulated" / "libcuda.so.1")]
+    site.create_pod("kept", 1, command=opens)
+    site.create_pod("dropped", 1, command=["env", "-u", "LD_PRELOAD", *opens])
+    site.create_pod("bare", 1, command=["env", "-i", *opens])
+
+    def told(name):
+        found = site.pod(name).get("status", {}).get("conditions", ())
+        return {c["type"]: c["status"] for c in found}.get("LimiterBypassed")
+
+    wait(lambda: (told("dropped"), told("bare")) == ("True", "True"), 30, site.phases)
+    assert told("kept") is None
+    events = site.store.list(EVENTS, "default").items
+    named = {e["involvedObject"]["name"] for e in events if e["reason"] == "LimiterBypassed"}
+    assert named == {"dropped", "bare"}
+    text = site.ask("GET", "/metrics")[1]
+    lines = [x for x in text.splitlines() if x.startswith(BYPASSED)]
+    counts = {x.partition('worker="')[2].partition('"')[0]: x.rpartition(" ")[2] for x in lines}
+    assert {n: float(counts[n]) for n in ("kept", "dropped", "bare")} == {
+        "kept": 0.0,
+        "dropped": 1.0,
+        "bare": 1.0,
+    }
 
 
 @pytest.mark.timeout(120)

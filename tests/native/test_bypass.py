@@ -162,10 +162,10 @@ say(hooked=library_of(address_of(cuda.cuMemAlloc_v2)), found=library_of(found),
 
 LEDGER = """
 import mmap, struct
-from tensorfusion_native import layout
+from native import offsets
 file = open(os.environ["TENSORFUSION_WORKER_DIR"] + "/ledger", "r+b")
-ledger = mmap.mmap(file.fileno(), layout.LEDGER_BYTES)
-state, own = layout.LEDGER["states"], layout.LEDGER["processes"] + layout.PROCESS["devices"]
+ledger = mmap.mmap(file.fileno(), offsets.LEDGER_BYTES)
+state, own = offsets.LEDGER["states"], offsets.LEDGER["processes"] + offsets.PROCESS["devices"]
 """
 
 
@@ -173,8 +173,8 @@ def test_altered_bytes_in_the_ledger(worker):
     seen = worker.run(f"""{LEDGER}
 init()
 codes = [alloc(1536 * MIB)[0], alloc(1536 * MIB)[0]]
-struct.pack_into("<Q", ledger, state + layout.DEVICE_STATE["used_bytes"], 0)
-ledger[own:own + layout.DEVICE_USE_BYTES] = bytes(layout.DEVICE_USE_BYTES)
+struct.pack_into("<Q", ledger, state + offsets.DEVICE_STATE["used_bytes"], 0)
+ledger[own:own + offsets.DEVICE_USE_BYTES] = bytes(offsets.DEVICE_USE_BYTES)
 codes.append(alloc(1536 * MIB)[0])
 say(codes=codes, own=truth()[0])
 """)
@@ -192,7 +192,7 @@ cuda.tfSimNow.restype = C.c_uint64
 kernel, length = function("spin_us"), C.c_uint64(10_000)
 start = cuda.tfSimNow()
 for _ in range(20):
-    if {forgive}: struct.pack_into("<Q", ledger, state + layout.DEVICE_STATE["ready_at_ns"], 0)
+    if {forgive}: struct.pack_into("<Q", ledger, state + offsets.DEVICE_STATE["ready_at_ns"], 0)
     ok(launch(kernel, length)); ok(cuda.cuCtxSynchronize())
 say(seconds=(cuda.tfSimNow() - start) / 1e9)
 """)["seconds"]

@@ -4,7 +4,7 @@ import csv
 import subprocess
 
 import pytest
-from native.machine import GIB, ROOT, result
+from native.machine import GIB, ROOT, compile_program, result
 
 with (ROOT / "native" / "data" / "driver_calls.csv").open() as file:
     NAMES = [row["base"] for row in csv.DictReader(file)]
@@ -34,16 +34,56 @@ int main(void) {
 
 
 def test_every_way_of_linking_leads_to_the_limiter(machine, build, tmp_path):
-    source, program = tmp_path / "ways.c", tmp_path / "ways"
-    source.write_text(WAYS)
-    subprocess.run(
-        ["cc", "-o", program, source, "-ldl", f"-L{build / 'simulated'}", "-l:libcuda.so.1"],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+    program = compile_program(build, tmp_path, WAYS)
 
     seen = result(machine.start([program], **machine.worker(vram=GIB).environment()))
 
     assert seen == dict.fromkeys(["direct link", "dlsym", "default", "next"], LIMITER)
+
+
+VERSIONED = r"""
+int cuMemAlloc_v2(unsigned long long *address, unsigned long bytes) { return !address || !bytes; }
+int nothing_of_the_driver(void) { return 0; }
+"""
+ASKS_VERSIONS = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+int cuInit(unsigned);
+int main(int count, char **arguments) {
+  static const char *const asked[][2] = {
+      {"cuMemAlloc_v2", "DRIVER_1"}, {"cuMemAlloc_v2", "DRIVER_2"}, {"nothing_of_the_driver", "DRIVER_1"}, {"no", "DRIVER_1"}};
+  void *library = dlopen(arguments[count - 1], RTLD_NOW);
+  if (!library || cuInit(0)) return 1;
+  for (int i = 0; i < 4; i++) {
+    Dl_info info;
+    void *found = dlvsym(library, asked[i][0], asked[i][1]);
+    printf("%s\n", found && dladdr(found, &info) ? strrchr(info.dli_fname, '/') + 1 : "nothing");
+  }
+  return 0;
+}
+"""
+
+
+def test_a_look_up_with_a_version_leads_to_the_limiter_where_there_is_that_version(
+    machine, build, tmp_path
+):
+    """The driver's names have no versions, so a library of the test has them."""
+    program = compile_program(build, tmp_path, ASKS_VERSIONS)
+    source, script, library = (tmp_path / f"versioned{end}" for end in (".c", ".map", ".so"))
+    source.write_text(VERSIONED)
+    script.write_text("DRIVER_1 { global: *; };\nDRIVER_2 { } DRIVER_1;\n")
+    command = ["cc", "-shared", "-fPIC", f"-Wl,--version-script={script}", "-o", library, source]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+    def seen(**environment):
+        out, err = machine.start([program, library], **environment).communicate(timeout=30)
+        return out.splitlines(), err
+
+    assert seen() == ([library.name, "nothing", library.name, "nothing"], "")
+    hooked = seen(**machine.worker(vram=GIB).environment())
+    assert hooked == ([LIMITER, "nothing", library.name, "nothing"], "")
 
 
 @pytest.mark.parametrize("call", ["cuGetProcAddress", "cuGetProcAddress_v2"])
@@ -127,7 +167,7 @@ signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
 def body():
     ok(cuda.cuCtxSetCurrent(context))
     for _ in range(5): code, address = alloc(4096); ok(code); ok(launch(kernel)); ok(free(address))
-threads = [threading.Thread(target=body) for _ in range(256)]
+threads = [threading.Thread(target=body) for _ in range(512)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 ok(cuda.cuCtxSynchronize()); signal.setitimer(signal.ITIMER_REAL, 0)

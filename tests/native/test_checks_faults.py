@@ -2,10 +2,12 @@
 
 import random
 import struct
+import subprocess
 import time
 
 import pytest
-from native.machine import GIB, uuid
+from native import offsets
+from native.machine import GIB, compile_program, uuid
 
 from tensorfusion_native import layout
 from tensorfusion_native.region import DeviceLimit
@@ -55,23 +57,96 @@ def test_files_that_cannot_be_used_are_said_and_the_policy_decides(machine, file
         assert str(worker.region.folder) in said[0]
 
 
-def test_random_headers_never_crash_a_program(machine):
-    worker = machine.worker(vram=GIB)
-    path = worker.region.folder / "limits"
-    whole, chance = path.read_bytes(), random.Random(5)
-    for _ in range(25):
+ASKS = r"""
+#include <stdio.h>
+int cuInit(unsigned), cuDevicePrimaryCtxRetain(void **, int), cuCtxSetCurrent(void *);
+int cuMemAlloc_v2(unsigned long long *, unsigned long);
+int main(void) {
+  void *context;
+  unsigned long long address;
+  int code = cuInit(0);
+  if (!code) code = cuDevicePrimaryCtxRetain(&context, 0);
+  if (!code) code = cuCtxSetCurrent(context);
+  if (!code) code = cuMemAlloc_v2(&address, 2ul << 30);
+  printf("%d\n", code);
+  return 0;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def asks(build, tmp_path_factory):
+    """A small program that prints the driver's code for 2 GiB, quickly started."""
+    return compile_program(build, tmp_path_factory.mktemp("asks"), ASKS)
+
+
+def said_by(machine, command, policy, environment):
+    process = machine.start(command, **environment, TENSORFUSION_FAULT_POLICY=policy)
+    out, err = process.communicate(timeout=50)
+    assert process.returncode == 0, f"{process.returncode}: {out} {err}"
+    return int(out), [line for line in err.splitlines() if "limiter" in line]
+
+
+HEADS = {"limits": offsets.LIMITS["devices"] + 80, "ledger": offsets.LEDGER["lock"]}
+"""Bytes from the beginning that decide whether a file can be used; what a lock is made of is tried elsewhere."""
+
+
+@pytest.mark.parametrize("file", HEADS)
+def test_random_headers_never_crash_a_program(machine, asks, file):
+    worker, chance = machine.worker(vram=GIB), random.Random(5)
+    path, outcomes = worker.region.folder / file, set()
+    whole = path.read_bytes()[: HEADS[file]]
+    for number in range(100):
         content = bytearray(whole)
         for _ in range(chance.randrange(1, 9)):
-            content[chance.randrange(layout.LIMITS["devices"] + 80)] = chance.randrange(256)
-        path.write_bytes(content)
+            content[chance.randrange(len(content))] = chance.randrange(256)
+        with path.open("r+b") as opened:
+            opened.write(content)
+        policy = ("open", "closed")[number % 2]
 
-        assert ask(worker, "closed")[0] in ('{"code": 800}\n', '{"code": 2}\n', '{"code": 0}\n')
+        code, said = said_by(machine, [asks], policy, worker.environment())
+
+        assert len(said) <= 1
+        # Without a line the file was taken: the cap holds, or says something else now.
+        assert code in ({"open": {0}, "closed": {REFUSED}}[policy] if said else {0, 2})
+        outcomes.add((policy, code, len(said)))
+    assert {("open", 0, 1), ("closed", REFUSED, 1)} <= outcomes
+
+
+MOUNTS = {
+    "read-only": "mount -o remount,ro {new}",
+    "full": "! head -c 2m /dev/zero > {new}/rest 2> /dev/null",
+}
+REASONS = {"read-only": "Read-only file system", "full": "No space left on device"}
+
+
+@pytest.mark.parametrize("kind", MOUNTS)
+def test_a_file_system_that_takes_no_bytes_is_said_and_the_policy_decides(machine, asks, kind):
+    """On a full one the ledger, of which little was ever written, has no room for the rest."""
+    worker, new = machine.worker(vram=GIB), machine.folder / "mounted"
+    new.mkdir()
+    private = ["unshare", "--map-root-user", "--mount", "sh", "-ec"]
+    mount = f"mount -t tmpfs -o size=256k none {new}"
+    tried = subprocess.run([*private, mount], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"mounting is not permitted: {tried.stderr.strip()}")
+    folder = worker.region.folder
+    script = f"{mount}\ncp --sparse=always {folder}/limits {folder}/ledger {new}\n"
+    script += MOUNTS[kind].format(new=new) + '\nexec env "LD_PRELOAD=$LIMITER" "$0"'
+    environment = worker.environment() | {"TENSORFUSION_WORKER_DIR": str(new)}
+    environment["LIMITER"] = environment.pop("LD_PRELOAD")
+
+    for policy, expected in (("open", 0), ("closed", REFUSED)):
+        code, said = said_by(machine, [*private, script, asks], policy, environment)
+        assert code == expected
+        assert len(said) == 1
+        assert REASONS[kind] in said[0]
 
 
 def silence(region):
     """Let the owner's last sign of life be three seconds old."""
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - 3_000_000_000
-    struct.pack_into("<Q", region._limits, layout.LIMITS["heartbeat_ns"], before)
+    region.beat(before)
 
 
 def test_a_silent_owner_with_an_open_policy_lets_work_through_and_is_counted(machine):

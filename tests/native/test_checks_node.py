@@ -1,6 +1,7 @@
 """Many workers of one node: registered, found again, and gone without a trace."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -58,14 +59,23 @@ def test_workers_on_eight_devices_are_registered_once_and_found_again(open_sessi
     later.close()
 
 
-def test_workers_that_come_and_go_leave_no_files(build, tmp_path, monkeypatch):
+def own_bytes():
+    """Memory of this process that is its own, without mapped files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(x for x in lines if x.startswith("RssAnon:")).split()[1])
+
+
+def test_workers_that_come_and_go_leave_no_files_and_no_memory(build, tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORFUSION_NATIVE_BUILD", str(build))
     workers = Workers(tmp_path / "workers")
-    before = len(os.listdir("/proc/self/fd"))
+    before, held = len(os.listdir("/proc/self/fd")), 0
     for number in range(300):
+        if number == 50:
+            held = own_bytes()
         workers.put(WorkerRecord(name=f"w{number}", devices=["GPU-0"], vram_bytes=1 << 30))
         assert workers.environment(f"w{number}", libraries())["TENSORFUSION_WORKER"] == f"w{number}"
         workers.remove(f"w{number}")
 
     assert list((tmp_path / "workers").iterdir()) == []
     assert len(os.listdir("/proc/self/fd")) == before
+    assert own_bytes() - held < 1 << 20

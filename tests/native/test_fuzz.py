@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from native import offsets
 from native.fuzz import TARGETS, fuzz, region_program
 from native.machine import GIB, MIB, lines
 
-from tensorfusion_native import layout
 from tensorfusion_native.processes import start_ticks
 
 
@@ -50,9 +50,9 @@ def test_an_owner_that_died_while_it_wrote_leaves_the_last_limits_in_force(machi
     running = worker.start(ALLOCATE.format(seconds=3))
     assert json.loads(running.stdout.readline())["attached"]
     with (worker.region.folder / "limits").open("r+b") as file:
-        file.seek(layout.LIMITS["sequence"])
+        file.seek(offsets.LIMITS["sequence"])
         file.write(struct.pack("<I", 7))
-        file.seek(layout.LIMITS["devices"] + layout.DEVICE_LIMIT["vram_bytes"])
+        file.seek(offsets.LIMITS["devices"] + offsets.DEVICE_LIMIT["vram_bytes"])
         file.write(struct.pack("<Q", 600 * MIB))
 
     assert lines(running)[-1]["granted"]
@@ -67,7 +67,7 @@ def test_a_ledger_whose_locks_cannot_be_used_is_a_fault_and_no_hang(machine, fie
     """Kind and holder of a mutex are where the C library has them, in the words 4 and 0 and 2."""
     machine.mode = "wall"
     worker = machine.worker(vram=GIB)
-    begin = layout.LEDGER["lock"]
+    begin = offsets.LEDGER["lock"]
     words = {begin + 16: value} if field == "lock" else {begin: value, begin + 8: value}
     with (worker.region.folder / "ledger").open("r+b") as file:
         for at, word in words.items():

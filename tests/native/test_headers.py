@@ -54,12 +54,12 @@ TAKES_MEMORY_OR_TIME = re.compile(
 NOT_ROWS = {
     "before CUDA 3.2: 32-bit addresses and sizes, which 64-bit programs do not use": """
         cuCtxCreate cuMemAlloc cuMemAllocPitch cuMemAllocHost cuArrayCreate cuArray3DCreate
-        cuMemHostRegister cuIpcOpenMemHandle""",
+        cuMemHostRegister""",
     "for several devices at once, deprecated since 11.3; not charged": """
         cuLaunchCooperativeKernelMultiDevice""",
     "the memory belongs to who exported it, and is charged there": """
-        cuIpcOpenMemHandle_v2 cuMemImportFromShareableHandle cuMemPoolImportFromShareableHandle
-        cuMemPoolImportPointer cuImportExternalMemory cuExternalMemoryGetMappedBuffer
+        cuMemPoolImportFromShareableHandle cuMemPoolImportPointer cuImportExternalMemory
+        cuExternalMemoryGetMappedBuffer
         cuExternalMemoryGetMappedMipmappedArray""",
     "host memory": "cuMemHostRegister_v2",
     "maps memory that was charged when it was made": "cuMemMapArrayAsync cuMemMapArrayAsync_ptsz",

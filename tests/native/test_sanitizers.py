@@ -141,6 +141,28 @@ def test_threads_at_their_cap(site, mode):
     assert use.used_bytes == 0
 
 
+def test_threads_allocate_and_free_all_classes(site):
+    here = site()
+    worker = here.machine.worker(vram=2 * GIB)
+    sizes = ("operations=8000", "stop=800", "largest=200000000")
+
+    out = finish(here.start("tf-memory-mix", *sizes, worker=worker))
+
+    assert '"wrong": 0' in out
+    assert worker.region.use(0).denied > 0
+    assert worker.region.use(0).used_bytes == 0
+
+
+def test_processes_share_memory(site):
+    here = site()
+    worker = here.machine.worker(vram=2 * GIB)
+
+    out = finish(here.exercise("share", worker=worker, threads=4, rounds=40))
+
+    assert '"done": 160' in out
+    assert worker.region.use(0).used_bytes == 0
+
+
 def test_limits_change_all_the_time(site):
     here = site()
     worker = here.machine.worker(vram=GIB, compute=0.5)

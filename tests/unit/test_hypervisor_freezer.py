@@ -26,11 +26,11 @@ from tensorfusion.hypervisor.freeze_rules import (
     freeze_rules,
 )
 from tensorfusion.hypervisor.freezer import (
-    IDLE_LOOK_SECONDS,
     REST_SECONDS,
     TICK_SECONDS,
     WorkerFreezer,
 )
+from tensorfusion.hypervisor.looks import LOOK_SECONDS
 from tensorfusion.runtime.events import EventRecorder
 from tensorfusion.runtime.instruments import Instruments
 from tensorfusion.spi.backend import (
@@ -228,13 +228,13 @@ class World:
     def annotate(self, worker, value):
         self.annotations[worker] = value
 
-    def run(self, seconds=IDLE_LOOK_SECONDS, work=()):
+    def run(self, seconds=LOOK_SECONDS, work=()):
         until = self.clock.monotonic() + seconds
         while self.clock.monotonic() < until:
             for worker in work:
                 self.session.busy[worker] += 0.01
             self.freezer.run_once()
-            self.clock.advance(TICK_SECONDS if seconds < 2 else IDLE_LOOK_SECONDS)
+            self.clock.advance(TICK_SECONDS if seconds < 2 else LOOK_SECONDS)
 
     def events(self):
         items = self.store.list(registry.EVENTS, "ns").items

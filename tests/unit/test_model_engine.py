@@ -18,6 +18,7 @@ from tensorfusion.model.engine import Engine, Placement, build_engine
 from tensorfusion.model.explain import NoFit
 from tensorfusion.model.filters import allows_node, allows_profile
 from tensorfusion.model.quota import Quota, resolve
+from tensorfusion.model.rows import KIND_PLANE, NODE_KIND_COLUMN
 from tensorfusion_plugins.policies import load
 
 GIB = 2**30
@@ -288,6 +289,58 @@ def test_fleet_grows_in_nodes_and_cards_with_warm_caches():
         put(engine, pod(f"u{number}", 90_000))
     assert engine.ledger.check_invariants() == []
     assert engine.fleet.statistics.nodes == 42
+
+
+def columns(engine):
+    """Everything the fleet keeps of its cards, in order of node name."""
+    fleet = engine.fleet
+    found = []
+    for node in sorted(filter(None, fleet.nodes), key=lambda node: node.name):
+        slot = fleet.slot_of(node.name)
+        block = fleet.blocks[slot]
+        arrays = (
+            fleet.cells[slot, :KIND_PLANE],
+            fleet.rough[:, slot],
+            fleet.indices[slot],
+            fleet.present[slot],
+        )
+        host = fleet.host[slot].tolist()
+        kind = host.pop(NODE_KIND_COLUMN)
+        found.append(
+            (
+                [usage.uuid for usage in block],
+                [array[..., : len(block)].tolist() for array in arrays],
+                [int(array[..., len(block) :].max(initial=1)) for array in arrays],
+                host,
+                fleet.kinds[kind] if block else kind,
+                [fleet.kinds[code] for code in fleet.cells[slot, KIND_PLANE] if code >= 0],
+                (fleet.cards[slot], fleet.gates[slot]),
+                [fleet.profiles[code] for code in fleet.profile_codes[slot] if code >= 0],
+                [fleet.position_of(usage.uuid) == (slot, at) for at, usage in enumerate(block)],
+            )
+        )
+    return found
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_devices_put_together_are_as_those_put_one_by_one(data):
+    together, single = Engine(COMPACT), Engine(COMPACT)
+    for node in ("n1", "n2"):
+        for engine in (together, single):
+            engine.upsert_node(NodeInfo(name=node, pool="p"))
+    names = st.sampled_from(("n1", "n2"))
+    cards = st.builds(device, names, st.integers(0, 8), capacity_gflops=st.integers(1, 3))
+    for number in range(data.draw(st.integers(1, 4))):
+        batch = {card.uuid: card for card in data.draw(st.lists(cards, max_size=9))}
+        placement = single.place(pod(f"w{number}", gflops=1, gib=1))
+        if isinstance(placement, Placement):
+            for engine in (together, single):
+                engine.reserve(pod(f"w{number}", gflops=1, gib=1), placement)
+        together.upsert_devices(batch.values())
+        for card in batch.values():
+            single.upsert_device(card)
+        assert columns(together) == columns(single)
 
 
 def test_pool_has_its_own_policy():

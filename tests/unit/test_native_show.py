@@ -71,3 +71,12 @@ def test_the_wide_form_cuts_nothing():
 )
 def test_no_line_is_longer_than_a_terminal(devices, workers):
     assert all(len(line) <= COLUMNS for line in to_text(Seen(devices, workers)))
+
+
+def test_sixty_four_workers_are_a_line_each():
+    rows = [worker(worker=f"worker-{n:016}", command=f"ns/{'long-' * n}") for n in range(64)]
+    lines = to_text(Seen([device(index=n) for n in range(8)], rows))
+
+    assert len(lines) == 1 + 8 + 1 + 1 + 64
+    assert max(map(len, lines)) <= COLUMNS
+    assert all(line.startswith("worker-00") for line in lines[-64:])

@@ -31,6 +31,7 @@ from tensorfusion.hypervisor.api import AgentApi
 from tensorfusion.hypervisor.arbiter import TICK_SECONDS
 from tensorfusion.hypervisor.discovery import NODE_VERSION
 from tensorfusion.hypervisor.freeze_rules import freeze_rules
+from tensorfusion.hypervisor.freezer import TICK_SECONDS as FREEZER_TICK_SECONDS
 from tensorfusion.hypervisor.membership import Membership
 from tensorfusion.hypervisor.node_lease import NodeLease
 from tensorfusion.hypervisor.registry import Registry
@@ -148,6 +149,9 @@ class Agent:
             options.state / "nodes" / self.node / "pods",
             self.clock,
         )
+        self._bypass = self.hypervisor.bypass_watch(
+            self.node, registry.origin, lambda _node: self.membership.pool
+        )
         api = AgentApi(
             self.node,
             self.hypervisor,
@@ -203,18 +207,9 @@ class Agent:
             chores.append(arbiter.run_due)
         elif arbiter is not None:
             manager.add_loop("arbiter", arbiter.run)
-        freezer = hypervisor.freezer(
-            lambda _node: freeze_rules(self.membership.scheduling),
-            lambda _node: self.membership.pool,
-        )
-        if freezer is not None:
-            manager.add_loop("freezer", freezer.run)
-            evictor = hypervisor.evictor(freezer, self._usage)
-            if self._reads_often():
-                chores.append(evictor.ring)
-                manager.add_loop("evictor", evictor.run_rung)
-            else:
-                manager.add_loop("evictor", evictor.run)
+        self._add_freezing(chores)
+        if self._bypass is not None:
+            manager.add_loop("bypass", self._watch_bypass)
 
         def after() -> None:
             for chore in chores:
@@ -223,6 +218,25 @@ class Agent:
         manager.add_loop(
             "sampling", lambda s: hypervisor.sampling.run(s, every, publishes=False, after=after)
         )
+
+    def _add_freezing(self, chores: list[Callable[[], None]]) -> None:
+        """Freezing for being idle and freezing to make room: rung by the sampler if it is quick."""
+        hypervisor, every = self.hypervisor, self._settings.sample_seconds
+        freezer = hypervisor.freezer(
+            lambda _node: freeze_rules(self.membership.scheduling),
+            lambda _node: self.membership.pool,
+            self._usage,
+        )
+        if freezer is None:
+            return
+        evictor = hypervisor.evictor(freezer, self._usage)
+        rung = every <= FREEZER_TICK_SECONDS
+        if rung:
+            chores.append(freezer.ring)
+        self.manager.add_loop("freezer", freezer.run_rung if rung else freezer.run)
+        if self._reads_often():
+            chores.append(evictor.ring)
+        self.manager.add_loop("evictor", evictor.run_rung if self._reads_often() else evictor.run)
 
     def _reads_often(self) -> bool:
         """Whether readings are often enough for who decides by them."""
@@ -262,11 +276,22 @@ class Agent:
         self.health.ready("devices")
         self.hypervisor.discovery.run(stop, DISCOVERY_SECONDS)
 
-    def _work(self, stop: threading.Event) -> None:
-        """Prepare and release workers, once it is known which pods there are."""
+    def _watch_bypass(self, stop: threading.Event) -> None:
+        """Look for processes that go past the limiter, once it is known which pods there are."""
+        if self._bypass is not None and self._know_pods(stop):
+            self._bypass.run(stop)
+
+    def _know_pods(self, stop: threading.Event) -> bool:
+        """Wait for the list of pods; False when the agent stops before."""
         while not self._pods.synced.is_set():
             if self.clock.wait(stop, SYNC_POLL_SECONDS):
-                return
+                return False
+        return True
+
+    def _work(self, stop: threading.Event) -> None:
+        """Prepare and release workers, once it is known which pods there are."""
+        if not self._know_pods(stop):
+            return
         self.hypervisor.workers.recover()
         for key in self._pods.all_keys():
             self.hypervisor.workers.controller.queue.add(key)

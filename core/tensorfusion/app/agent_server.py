@@ -1,6 +1,7 @@
 """The agent's two doors: TLS on loopback for holders of the token, a Unix socket for processes.
 
-One request per connection and a deadline for each: a slow client holds up nobody.
+One request per connection and a deadline for each: a slow client holds up nobody. When too many
+connections wait for their clients, the one that waits longest is given up for the next.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import socket
 import ssl
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +36,10 @@ from tensorfusion.hypervisor.wire import (
 
 log = logging.getLogger(__name__)
 REQUEST_SECONDS: Final = 10.0
-MOST_CONNECTIONS: Final = 512
+MOST_WAITING: Final = 512
+"""Connections whose clients have not sent all, or not taken all."""
+MOST_ANSWERING: Final = 512
+"""Requests that are being answered."""
 CHUNK_BYTES: Final = 1 << 14
 PROBES: Final = ("livez", "readyz", "healthz")
 Identify = Callable[[ApiRequest], Caller]
@@ -69,7 +73,9 @@ class AgentServer:
         self._registry = registry
         self._credentials = credentials
         self._port_file = state / "port"
-        self._open = 0
+        self._waiting: dict[asyncio.StreamWriter, None] = {}
+        """Connections that wait for their clients, the one that waits longest first."""
+        self._answering = 0
         self.path = path
         self._unix = bind_unix(path, 0o660 if group else 0o600)
         self._tcp = bind_loopback(port, self._port_file)
@@ -122,37 +128,53 @@ class AgentServer:
     async def _handle(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, identify: Identify
     ) -> None:
-        self._open += 1
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
-                answer = await self._answer(reader, identify)
-                if answer is not None:
-                    writer.write(encode_answer(answer))
+                with self._client_is_due(writer):
+                    request = await _read(reader)
+                if request is None:
+                    return
+                writer.write(encode_answer(await self._answer(request, identify)))
+                with self._client_is_due(writer):
                     await writer.drain()
+        except ApiError as error:
+            writer.write(encode_answer(error_answer(error)))
         except (TimeoutError, OSError):
             log.debug("client gone, or too slow")
+            writer.transport.abort()  # or closing would wait for what it does not take
         finally:
-            self._open -= 1
             writer.close()
             with contextlib.suppress(OSError, ssl.SSLError):
                 await writer.wait_closed()
 
-    async def _answer(self, reader: asyncio.StreamReader, identify: Identify) -> Answer | None:
-        """Read a request and answer it; None when the client went away before it was complete."""
+    @contextlib.contextmanager
+    def _client_is_due(self, writer: asyncio.StreamWriter) -> Iterator[None]:
+        """Count a connection among those that may be given up."""
+        if len(self._waiting) >= MOST_WAITING:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            oldest.transport.abort()
+        self._waiting[writer] = None
         try:
-            request = await _read(reader)
-            if request is None:
-                return None
-            if request.segments[0] in PROBES and len(request.segments) == 1:
-                return self._api.probe(request.segments[0])
-            if self._open > MOST_CONNECTIONS:
-                return Answer(503, b'{"reason":"ServiceUnavailable","message":"too many clients"}')
+            yield
+        finally:
+            self._waiting.pop(writer, None)
+
+    async def _answer(self, request: ApiRequest, identify: Identify) -> Answer:
+        if request.segments[0] in PROBES and len(request.segments) == 1:
+            return self._api.probe(request.segments[0])
+        if self._answering >= MOST_ANSWERING:
+            return Answer(503, b'{"reason":"ServiceUnavailable","message":"too many requests"}')
+        self._answering += 1
+        try:
             return await asyncio.to_thread(self._respond, request, identify)
         except ApiError as error:
             return error_answer(error)
         except Exception as error:
             log.exception("request not answered", exc_info=error)
             return error_answer(ApiError("internal error; the agent's log has more"))
+        finally:
+            self._answering -= 1
 
     def _respond(self, request: ApiRequest, identify: Identify) -> Answer:
         return self._api.respond(request, identify(request))

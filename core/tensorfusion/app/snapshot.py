@@ -152,7 +152,7 @@ def _devices(
         info = infos.get(name) or NodeInfo(name=name, pool=pool_of.get(name, ""))
         engine.upsert_node(info)
         ratios = oversubscription_of(pools.get(info.pool))
-        for device in with_oversubscription(found[name], info, ratios):
-            engine.upsert_device(device)
-            devices[device.uuid] = device
+        on_node = with_oversubscription(found[name], info, ratios)
+        engine.upsert_devices(on_node)
+        devices |= {device.uuid: device for device in on_node}
     return devices

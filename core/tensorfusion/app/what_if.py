@@ -148,8 +148,8 @@ def _add(
             )
             for index in range(node.gpus)
         ]
-        for device in with_oversubscription(devices, info, oversubscription_of(pools[pool])):
-            engine.upsert_device(device)
+        ratios = oversubscription_of(pools[pool])
+        engine.upsert_devices(with_oversubscription(devices, info, ratios))
 
 
 def _outcome(engine: Engine, policy: str, answers: tuple[Answer, ...]) -> Outcome:

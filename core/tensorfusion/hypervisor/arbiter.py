@@ -156,8 +156,13 @@ class _Seen:
 
 @dataclass(frozen=True, slots=True)
 class _Calm:
-    """A node where nobody's wishes make a difference, until something of this changes."""
+    """A node where nobody's wishes make a difference, until something of this changes.
 
+    Attributes:
+        same: The list of promises itself, and ``promised`` what was in it.
+    """
+
+    same: Sequence[WorkerSpec]
     promised: list[WorkerSpec]
     rules: Rules
     capacities: Mapping[str, int]
@@ -168,7 +173,9 @@ class _Calm:
     ) -> bool:
         """Whether all is as it was; cheap where the same objects come again."""
         return (
-            rules == self.rules and capacities == self.capacities and [*promised] == self.promised
+            (rules is self.rules or rules == self.rules)
+            and (capacities is self.capacities or capacities == self.capacities)
+            and (promised is self.same or [*promised] == self.promised)
         )
 
 
@@ -229,6 +236,10 @@ class Arbiter:
             capacities = self._capacities(node)
             calm = self._calm.get(node)
             if calm is not None and calm.holds(promised, rules, capacities):
+                if promised is not calm.same:
+                    # Equal, but other objects, which take longer to compare.
+                    workers = calm.workers
+                    self._calm[node] = _Calm(promised, [*promised], rules, capacities, workers)
                 known |= calm.workers
                 continue
             # Workers on several devices have one share for all of them, which is left as it is.
@@ -236,7 +247,7 @@ class Arbiter:
             known |= specs.keys()
             contested = self._contested(specs, rules, capacities)
             if not contested:
-                self._calm[node] = _Calm([*promised], rules, capacities, frozenset(specs))
+                self._calm[node] = _Calm(promised, [*promised], rules, capacities, frozenset(specs))
                 continue
             self._calm.pop(node, None)
             try:

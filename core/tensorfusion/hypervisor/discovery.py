@@ -61,6 +61,8 @@ class Discovery:
         """Nodes that were not discovered yet."""
         self._left: dict[str, list[str]] = {}
         """By node, the objects of an earlier run that are not marked as missing."""
+        self._capacities: dict[str, tuple[Mapping[str, DeviceInfo], Mapping[str, int]]] = {}
+        """By node, the devices and what follows from them."""
         self._health = NodeHealth(store, clock, MANAGER)
         self._idle = IdlePartitions(store, clock)
         self.on_change: Callable[[str, DeviceInfo], None] | None = None
@@ -75,9 +77,17 @@ class Discovery:
                 self.look()
             self._clock.wait(stop, interval_seconds)
 
-    def capacities(self, node: str) -> dict[str, int]:
-        """Compute of a node's devices by uuid, GFLOP/s."""
-        return {uuid: info.compute_gflops for uuid, info in self.infos.get(node, {}).items()}
+    def capacities(self, node: str) -> Mapping[str, int]:
+        """Compute of a node's devices by uuid, GFLOP/s.
+
+        The same object as last time as long as discovery found nothing else.
+        """
+        infos = self.infos.get(node, {})
+        known = self._capacities.get(node)
+        if known is None or known[0] is not infos:
+            known = (infos, {uuid: info.compute_gflops for uuid, info in infos.items()})
+            self._capacities[node] = known
+        return known[1]
 
     def run_once(self) -> None:
         """Discover every node once; one node's failure does not hold up the rest."""
@@ -288,7 +298,7 @@ def gpu_object(
     capacity = {"tflops": format_tflops(info.compute_gflops), "vram": format_bytes(info.vram_bytes)}
     modes = capabilities.isolation
     abilities = {
-        "SupportsPartitioning": capabilities.partitions,
+        "SupportsPartitioning": capabilities.partitions and info.partitioned,
         "SupportsSoftIsolation": "soft" in modes,
         "SupportsHardIsolation": "hard" in modes,
         "SupportsSnapshot": capabilities.snapshot,

@@ -17,6 +17,7 @@ from typing import Final
 
 from tensorfusion.clock import Clock
 from tensorfusion.errors import BackendError
+from tensorfusion.hypervisor.looks import RUNG_SECONDS, look_is_due
 from tensorfusion.spi.backend import DeviceInfo, FullPolicy, NodeBackend, WorkerSpec, WorkerUsage
 from tensorfusion.spi.limited import LimitedWorkers
 
@@ -25,8 +26,6 @@ TICK_SECONDS: Final = 0.25
 """Pause between two looks."""
 IDLE_SECONDS: Final = 2.0
 """A worker that used nothing for so long may be frozen for others."""
-NOTE_SECONDS: Final = 1.0
-"""How often it is noted who works while nobody waits."""
 IDLE_RATIO: Final = 0.01
 """Use of a device below which a worker counts as idle."""
 AGAIN_SECONDS: Final = 10.0
@@ -131,10 +130,11 @@ class Evictor:
         self._freeze = freeze
         self._frozen = frozen
         self._clock = clock
-        self._active_at: dict[tuple[str, str], float] = {}
-        """Node and worker to when it was last seen at work."""
+        self._active_at: dict[str, dict[str, float]] = {}
+        """By node, worker to when it was last seen at work."""
         self._noted_at: dict[str, float] = {}
         self._bell = threading.Event()
+        self._asked_at = float("-inf")
         self._spared: dict[tuple[str, str], float] = {}
         """Node and worker to when it may be tried again."""
 
@@ -148,13 +148,21 @@ class Evictor:
         """Look whenever `ring` was called, and now and then, until ``stop`` is set."""
         while not stop.is_set():
             self.run_once()
-            self._clock.wait(self._bell, NOTE_SECONDS)
+            self._clock.wait(self._bell, RUNG_SECONDS)
             self._bell.clear()
 
     def ring(self) -> None:
-        """Have another thread's `run_rung` look, where a worker waits for memory."""
+        """Have another thread's `run_rung` look, where a worker waits for memory or a look is due.
+
+        For who has just read what all workers used: a look that is due goes by that reading.
+        """
+        now = self._clock.monotonic()
+        due = look_is_due(now, self._asked_at)
+        if not due and now - self._asked_at < TICK_SECONDS:
+            return
+        self._asked_at = now
         for session in self._sessions.values():
-            if not isinstance(session, LimitedWorkers) or session.wants_memory():
+            if due or not isinstance(session, LimitedWorkers) or session.wants_memory():
                 self._bell.set()
                 return
 
@@ -171,7 +179,7 @@ class Evictor:
         if not any(spec.when_full.policy is FullPolicy.EVICT for spec in promised):
             return  # nobody can ask, so a reading would be for nothing
         now = self._clock.monotonic()
-        due = now - self._noted_at.get(node, float("-inf")) >= NOTE_SECONDS
+        due = look_is_due(now, self._noted_at.get(node, float("-inf")))
         if not due and isinstance(session, LimitedWorkers) and not session.wants_memory():
             return
         self._noted_at[node] = now
@@ -197,15 +205,16 @@ class Evictor:
     ) -> None:
         """Remember who works; a worker that was never seen before counts as at work."""
         now = self._clock.monotonic()
-        known = {key: at for key, at in self._active_at.items() if key[0] != node}
+        before = self._active_at.get(node, {})
+        known = self._active_at[node] = {}
+        little = {uuid: IDLE_RATIO * info.compute_gflops for uuid, info in infos.items()}
         for use in uses:
-            key = (node, use.worker)
-            whole = infos[use.uuid].compute_gflops if use.uuid in infos else 0
-            works = use.compute_gflops > IDLE_RATIO * whole
-            waits = use.pressure is not None and use.pressure.wanted_bytes > 0
-            before = known.get(key, self._active_at.get(key, now))
-            known[key] = now if works or waits else before
-        self._active_at = known
+            worker = use.worker
+            works = use.compute_gflops > little.get(use.uuid, 0.0)
+            if works or (use.pressure is not None and use.pressure.wanted_bytes > 0):
+                known[worker] = now
+            elif worker not in known:
+                known[worker] = before.get(worker, now)
 
     def _victim(
         self,
@@ -220,7 +229,7 @@ class Evictor:
             Neighbour(
                 use.worker,
                 specs[use.worker].qos,
-                now - self._active_at[node, use.worker],
+                now - self._active_at[node][use.worker],
                 use.vram_bytes,
             )
             for use in uses

@@ -58,6 +58,11 @@ class ExitWatch:
         with self._lock:
             return sum(name == key for name, _ in self._watched)
 
+    def key_of(self, pid: int) -> str:
+        """The key under which a process is watched; empty for any other."""
+        with self._lock:
+            return next((key for key, watched in self._watched if watched == pid), "")
+
     def run(self, stop: threading.Event) -> None:
         """Wait for ends until ``stop`` is set."""
         due = self._clock.monotonic() + CHORE_SECONDS

@@ -23,6 +23,7 @@ from tensorfusion.errors import BackendError, ConfigError
 from tensorfusion.hypervisor.freeze_moves import Moves
 from tensorfusion.hypervisor.freeze_report import FreezeReport
 from tensorfusion.hypervisor.freeze_rules import NEVER, FreezeRule, due_tier
+from tensorfusion.hypervisor.looks import RUNG_SECONDS, look_is_due
 from tensorfusion.runtime.events import EventRecorder
 from tensorfusion.runtime.instruments import Instruments
 from tensorfusion.spi.backend import (
@@ -38,8 +39,6 @@ from tensorfusion.store.interface import Store
 log = logging.getLogger(__name__)
 TICK_SECONDS: Final = 0.1
 """Pause between two looks at who waits: what a thaw takes beyond the copy."""
-IDLE_LOOK_SECONDS: Final = 1.0
-"""Pause between two looks at who is idle."""
 REST_SECONDS: Final = 10.0
 """A worker that was thawed stays on its devices for so long, or two would push each other out."""
 RETRY_SECONDS: Final = 1.0
@@ -67,9 +66,10 @@ class WorkerFreezer:
         rules: A node's rules by quality of service. Raises ConfigError where they are wrong.
         pool_of: Names the pool of a node.
         pod_of: Finds the pod of a worker.
+        usage: What a node's workers used, read within the last second; asks the session by default.
 
-    Concurrency: one thread runs it, and others move the workers; `freeze` and `frozen` may be
-    called from any.
+    Concurrency: one thread runs it, and others move the workers; `freeze`, `frozen` and `ring` may
+    be called from any.
     """
 
     def __init__(
@@ -85,8 +85,10 @@ class WorkerFreezer:
         events: EventRecorder,
         instruments: Instruments,
         clock: Clock,
+        usage: Callable[[str], Sequence[WorkerUsage]] | None = None,
     ) -> None:
         self._sessions = sessions
+        self._usage = usage or (lambda node: sessions[node].usage())
         self._offered = capabilities.freeze
         self._tells_waiting = capabilities.tells_waiting
         self._promised = promised
@@ -99,6 +101,9 @@ class WorkerFreezer:
         self._clock = clock
         self._seen: dict[tuple[str, str], _Seen] = {}
         self._looked_at = float("-inf")
+        self._bell = threading.Event()
+        self._some_frozen = False
+        """Somebody was frozen at the last look, or has been since."""
 
     def run(self, stop: threading.Event) -> None:
         """Look until ``stop`` is set."""
@@ -106,6 +111,22 @@ class WorkerFreezer:
             self._look_around()
             self._clock.wait(stop, TICK_SECONDS)
         self._moves.close()
+
+    def run_rung(self, stop: threading.Event) -> None:
+        """Look whenever `ring` found a reason to, until ``stop`` is set."""
+        while not stop.is_set():
+            self._look_around()
+            self._clock.wait(self._bell, RUNG_SECONDS)
+            self._bell.clear()
+        self._moves.close()
+
+    def ring(self) -> None:
+        """Have another thread's `run_rung` look, where somebody may wait or a look is due.
+
+        For who has just read what all workers used, and comes by at least every `TICK_SECONDS`.
+        """
+        if self._some_frozen or look_is_due(self._clock.monotonic(), self._looked_at):
+            self._bell.set()
 
     def run_once(self) -> None:
         """Look once, and return when all that it began is done."""
@@ -115,19 +136,26 @@ class WorkerFreezer:
     def _look_around(self) -> None:
         """Thaw who waits; now and then freeze who is idle, and tell how all are."""
         now = self._clock.monotonic()
-        looks = now - self._looked_at >= IDLE_LOOK_SECONDS
+        looks = look_is_due(now, self._looked_at)
         if looks:
             self._looked_at = now
         rows: list[tuple[tuple[str, ...], float]] = []
+        some, self._some_frozen = False, False
         for node, session in self._sessions.items():
             try:
+                frozen = session.frozen()
+                some = some or bool(frozen)
+                if not (frozen or looks):
+                    continue
                 specs = {spec.worker: spec for spec in self._promised(node)}
-                self._thaw_waiting(node, session, specs)
+                self._thaw_waiting(node, session, specs, frozen)
                 if looks:
-                    self._look(node, session, specs)
+                    self._look(node, specs, frozen)
                     rows += self._tell(node, session, specs)
             except BackendError as error:
                 log.warning("not frozen or thawed", extra={"node": node, "error": str(error)})
+        if some:
+            self._some_frozen = True  # and no False here: somebody may have been frozen meanwhile
         if looks:
             self._instruments.replace("tensorfusion_hypervisor_frozen_workers", rows)
 
@@ -154,9 +182,13 @@ class WorkerFreezer:
         return {row.worker for row in self._sessions[node].frozen()}
 
     def _thaw_waiting(
-        self, node: str, session: NodeBackend, specs: Mapping[str, WorkerSpec]
+        self,
+        node: str,
+        session: NodeBackend,
+        specs: Mapping[str, WorkerSpec],
+        frozen: Sequence[FrozenWorker],
     ) -> None:
-        for row in session.frozen():
+        for row in frozen:
             spec = specs.get(row.worker)
             if spec is None:
                 continue
@@ -205,52 +237,67 @@ class WorkerFreezer:
         self._report.event(spec, "Thawed", text)
         self._report.thawed(spec, text)
 
-    def _look(self, node: str, session: NodeBackend, specs: Mapping[str, WorkerSpec]) -> None:
+    def _look(
+        self, node: str, specs: Mapping[str, WorkerSpec], frozen: Sequence[FrozenWorker]
+    ) -> None:
         """Freeze who has been idle for long enough."""
-        for use in session.usage():
+        now = self._clock.monotonic()
+        for use in self._usage(node):
             if use.worker in specs:
-                self._note(node, use)
-        known = {(node, worker) for worker in specs}
-        for key in [key for key in self._seen if key[0] == node and key not in known]:
+                self._note(node, use, now)
+        gone = [key for key in self._seen if key[0] == node and key[1] not in specs]
+        for key in gone:
             del self._seen[key]
         try:
             rules = self._rules(node)
         except ConfigError as error:
             log.warning("freeze rules not used", extra={"node": node, "error": str(error)})
             rules = {}
-        tiers = {row.worker: row.tier for row in session.frozen()}
-        now = self._clock.monotonic()
+        tiers = {row.worker: row.tier for row in frozen}
         for spec in specs.values():
             seen = self._seen.get((node, spec.worker))
             if seen is None or now < seen.retry_at:
                 continue
-            tier = tiers.get(spec.worker, Tier.HOT)
-            wanted = self._wanted(spec)
-            if wanted in self._offered:
-                due = Tier(wanted)
-            elif wanted == Tier.HOT or now - seen.thawed_at < REST_SECONDS:
-                continue
-            else:
-                rule = rules.get(spec.qos, NEVER) if self._tells_waiting else NEVER
-                due = due_tier(rule, now - seen.active_at, tier, self._offered)
+            tier = tiers.get(spec.worker, Tier.HOT) if tiers else Tier.HOT
+            due = self._due(spec, seen, rules, tier, now)
             if due is not tier:
                 call = partial(self._try_freeze, node, spec, due, seen)
                 self._moves.freeze((node, spec.worker), call)
 
-    def _note(self, node: str, use: WorkerUsage) -> None:
+    def _due(
+        self,
+        spec: WorkerSpec,
+        seen: _Seen,
+        rules: Mapping[str, FreezeRule],
+        tier: Tier,
+        now: float,
+    ) -> Tier:
+        """Where a worker that is in a tier belongs now, as long as it has no work."""
+        wanted = self._wanted(spec)
+        if wanted and wanted in self._offered:
+            return Tier(wanted)
+        rule = rules.get(spec.qos, NEVER) if self._tells_waiting else NEVER
+        if rule is NEVER or wanted == Tier.HOT or now - seen.thawed_at < REST_SECONDS:
+            return tier
+        return due_tier(rule, now - seen.active_at, tier, self._offered)
+
+    def _note(self, node: str, use: WorkerUsage, now: float) -> None:
         """Remember whether a worker used anything since the last look; a new one did."""
         seen = self._known(node, use.worker)
+        busy, held, size = use.busy_seconds_total, use.throttled_seconds_total, use.vram_bytes
+        busy_before, held_before, most = seen.totals.get(use.uuid, (0.0, 0.0, 0))
         wants = use.pressure is not None and use.pressure.wanted_bytes > 0
-        before = seen.totals.get(use.uuid, (0.0, 0.0, 0))
-        now = (use.busy_seconds_total, use.throttled_seconds_total, use.vram_bytes)
-        grown = any(new > old for new, old in zip(now, before, strict=True))
-        if use.compute_gflops > 0 or wants or grown:
-            seen.active_at = self._clock.monotonic()
+        grown = busy > busy_before or held > held_before or size > most
+        if grown or wants or use.compute_gflops > 0:
+            seen.active_at = now
         # What a frozen worker gave back and takes again is no use.
-        seen.totals[use.uuid] = (now[0], now[1], max(now[2], before[2]))
+        seen.totals[use.uuid] = (busy, held, max(size, most))
 
     def _known(self, node: str, worker: str) -> _Seen:
-        return self._seen.setdefault((node, worker), _Seen(self._clock.monotonic()))
+        seen = self._seen.get((node, worker))
+        if seen is None:
+            seen = self._seen[node, worker] = _Seen(self._clock.monotonic())
+        return seen
 
     def _try_freeze(self, node: str, spec: WorkerSpec, tier: Tier, seen: _Seen) -> None:
         try:
@@ -263,6 +310,7 @@ class WorkerFreezer:
         session = self._sessions[node]
         started = self._clock.monotonic()
         session.freeze(spec.worker, tier)
+        self._some_frozen = True
         seconds = self._clock.monotonic() - started
         row = next((r for r in session.frozen() if r.worker == spec.worker), None)
         if row is None:

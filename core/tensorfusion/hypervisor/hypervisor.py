@@ -11,20 +11,31 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from tensorfusion.api.core.pod import Pod
 from tensorfusion.clock import Clock
 from tensorfusion.errors import BackendError
 from tensorfusion.hypervisor.arbiter import Arbiter, Rules
+from tensorfusion.hypervisor.bypass import BypassWatch
 from tensorfusion.hypervisor.discovery import Discovery
 from tensorfusion.hypervisor.evictor import Evictor
 from tensorfusion.hypervisor.freeze_rules import FreezeRule
 from tensorfusion.hypervisor.freezer import WorkerFreezer
+from tensorfusion.hypervisor.pod_report import PodReport
 from tensorfusion.hypervisor.pods import PodRunner
+from tensorfusion.hypervisor.registry import Origin
 from tensorfusion.hypervisor.sampling import Sampling
 from tensorfusion.hypervisor.workers import WorkerController
 from tensorfusion.runtime.events import EventRecorder
 from tensorfusion.runtime.instruments import Instruments
-from tensorfusion.spi.backend import Backend, Enforcement, NodeBackend, NodeContext, WorkerUsage
-from tensorfusion.spi.limited import LimitedWorkers
+from tensorfusion.spi.backend import (
+    Backend,
+    Enforcement,
+    NodeBackend,
+    NodeContext,
+    WorkerSpec,
+    WorkerUsage,
+)
+from tensorfusion.spi.limited import LimitedWorkers, TellsAttachment
 from tensorfusion.spi.metrics import MetricStore
 from tensorfusion.store.informer import Informer
 from tensorfusion.store.interface import Store
@@ -135,13 +146,17 @@ class Hypervisor:
         )
 
     def freezer(
-        self, rules: Callable[[str], Mapping[str, FreezeRule]], pool_of: Callable[[str], str]
+        self,
+        rules: Callable[[str], Mapping[str, FreezeRule]],
+        pool_of: Callable[[str], str],
+        usage: ReadUsage | None = None,
     ) -> WorkerFreezer | None:
         """Make what freezes idle workers; None where the backend cannot.
 
         Args:
             rules: When the pool of a node freezes.
             pool_of: Names the pool of a node.
+            usage: What the workers of a node used; None reads it anew.
         """
         capabilities = self.backend.capabilities()
         if not capabilities.freeze:
@@ -152,11 +167,12 @@ class Hypervisor:
             promised=self.workers.promised,
             rules=rules,
             pool_of=pool_of,
-            pod_of=lambda spec: self._pods.get(f"{spec.namespace}/{spec.name}"),
+            pod_of=self._pod_of,
             store=self._store,
             events=self._events,
             instruments=self._instruments,
             clock=self._clock,
+            usage=usage,
         )
 
     def evictor(self, freezer: WorkerFreezer, usage: ReadUsage | None = None) -> Evictor:
@@ -170,6 +186,33 @@ class Hypervisor:
             frozen=freezer.frozen,
             clock=self._clock,
         )
+
+    def bypass_watch(
+        self, node: str, origin: Callable[[int], Origin], pool_of: Callable[[str], str]
+    ) -> BypassWatch | None:
+        """Make what finds processes that go past the limiter; None where nothing tells.
+
+        Args:
+            origin: Where a process comes from.
+            pool_of: Names the pool of a node.
+        """
+        session = self.sessions[node]
+        if not isinstance(session, TellsAttachment):
+            return None
+        return BypassWatch(
+            session,
+            origin=origin,
+            led_by=self.workers.worker_led_by,
+            specs=lambda: self.workers.promised(node),
+            labels=lambda s: (pool_of(node), node, s.namespace, s.workload, s.name),
+            report=PodReport(self._pod_of, self._store, self._events, self._clock),
+            instruments=self._instruments,
+            clock=self._clock,
+        )
+
+    def _pod_of(self, spec: WorkerSpec) -> Pod | None:
+        found: Pod | None = self._pods.get(f"{spec.namespace}/{spec.name}")
+        return found
 
     def run_heartbeat(self, stop: threading.Event) -> None:
         """Give limited workers a sign of life until ``stop`` is set."""

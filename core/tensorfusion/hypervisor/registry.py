@@ -68,6 +68,15 @@ class Registered:
     since: float
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a process comes from: process ids, and the worker of its cgroup or else of its claim."""
+
+    parent: int = 0
+    session: int = 0
+    worker: str = ""
+
+
 def decode_peer(data: bytes) -> Peer | None:
     """Read the kernel's answer to SO_PEERCRED; None when there is no process of ours to see."""
     if len(data) != PEER.size:
@@ -128,6 +137,18 @@ class Registry:
             f"process {peer.pid} of user {peer.uid} belongs to no worker of this node; others than"
             f" workers must be root or user {self._owner}"
         )
+
+    def origin(self, pid: int) -> Origin:
+        """Where any process comes from, as far as it shows by itself; the rest is its parent's and its session's."""
+        stat = self._stat(pid)
+        if stat is None:
+            return Origin()
+        uid = decode_cgroup(self._read(pid, "cgroup"))
+        if uid and uid != self._own_pod:
+            return Origin(stat.parent, stat.session, self._worker_of_pod(uid))
+        claimed = decode_environment(self._read(pid, "environ")).get(WORKER_VARIABLE, "")
+        worker = claimed if claimed and claimed in self._workers() else ""
+        return Origin(stat.parent, stat.session, worker)
 
     def register(self, caller: Caller) -> Registered:
         """Note a process of a worker; again is fine.

@@ -298,6 +298,11 @@ class WorkerController:
                 return spec.worker
         return ""
 
+    def worker_led_by(self, pid: int) -> str:
+        """The worker whose container a process leads; empty for any other process."""
+        spec = self._specs.get(self.exits.key_of(pid))
+        return spec.worker if spec is not None else ""
+
     def spec_of(self, pod: Pod, node: str) -> WorkerSpec:
         """Build the worker that an admitted, bound pod stands for."""
         annotations = pod.metadata.annotations

@@ -8,13 +8,13 @@ affinity, cordon, taints, worker cap, whole-card and isolation locks, amounts, l
 CPU and memory of the node. Which of equals is taken is `tensorfusion.model.ties`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
 import numpy as np
 
-from tensorfusion.model.allocation import Allocation, cuts_held
+from tensorfusion.model.allocation import Allocation, DeviceUsage, cuts_held
 from tensorfusion.model.candidates import (
     NOT_FITTING,
     SCORE_SCALE,
@@ -131,6 +131,17 @@ class Engine:
             return
         usage = self.ledger.set_device(device)
         self.fleet.put_device(usage, self.ledger.node_usage(device.node))
+
+    def upsert_devices(self, devices: Iterable[Device]) -> None:
+        """Add devices or replace what is known about them; those of a node are one change."""
+        by_node: dict[str, list[DeviceUsage]] = {}
+        for device in devices:
+            known = self.ledger.devices.get(device.uuid)
+            if known is None or known.device != device:
+                usage = self.ledger.set_device(device)
+                by_node.setdefault(device.node, []).append(usage)
+        for node, usages in by_node.items():
+            self.fleet.put_devices(node, usages, self.ledger.node_usage(node))
 
     def remove_device(self, uuid: str) -> None:
         """Remove a device; workers on it keep their record until released."""
@@ -487,6 +498,5 @@ def build_engine(
     engine = Engine(policy, ties=ties)
     for name in sorted(nodes):
         engine.upsert_node(nodes[name])
-    for uuid in sorted(devices):
-        engine.upsert_device(devices[uuid])
+    engine.upsert_devices(devices[uuid] for uuid in sorted(devices))
     return engine

@@ -310,6 +310,27 @@ class Fleet:
         else:
             self._write_block(slot)
 
+    def put_devices(
+        self, node: str, usages: Sequence[DeviceUsage], node_usage: NodeUsage = NO_NODE_USAGE
+    ) -> None:
+        """Add devices of one node, or replace what is known about them, as one change."""
+        if node not in self._slots or len(usages) == 1:
+            for usage in usages:
+                self.put_device(usage, node_usage)
+            return
+        slot = self._slots[node]
+        new = {usage.uuid for usage in usages}
+        for uuid in new:
+            if self._positions.get(uuid, (slot, 0))[0] != slot:
+                self.remove_device(uuid)
+        block = [other for other in self.blocks[slot] if other.uuid not in new]
+        block += usages
+        block.sort(key=_block_order)
+        self.blocks[slot] = block
+        if len(block) > self.width:
+            self._grow(self.rows, max(len(block), self.width * 2 if self.width > 1 else 2))
+        self._write_block(slot)
+
     def remove_device(self, uuid: str) -> None:
         """Remove a device; unknown ones are ignored."""
         position = self._positions.pop(uuid, None)
@@ -445,14 +466,12 @@ class Fleet:
         kind = self._kind(profile, device)
         if not position:
             self._first_kinds[slot] = kind
-        self.cells[slot, :, position] = (
-            *card,
-            device.capacity_gflops or 1,
-            device.capacity_vram_bytes or 1,
-            gate,
-            kind,
-        )
         self._write_load(slot, position, card)
+        fixed = (device.capacity_gflops or 1, device.capacity_vram_bytes or 1, gate, kind)
+        at = (slot * PLANES + CAPACITY_PLANE) * self.width + position
+        for value in fixed:
+            self._flat_cells[at] = value
+            at += self.width
         self.profile_codes[slot, position] = code
         self.present[slot, position] = True
         self.indices[slot, position] = device.index

@@ -308,8 +308,7 @@ class Placer:
     def upsert_devices(self, devices: Sequence[Device]) -> None:
         """Add devices or replace what is known of them."""
         with self.lock:
-            for device in devices:
-                self.engine.upsert_device(device)
+            self.engine.upsert_devices(devices)
 
     def remove_device(self, uuid: str) -> None:
         """Remove a device."""

@@ -89,16 +89,16 @@ def build_engine(nodes: dict[str, TraceNode], policy: Scorer, ties: Ties) -> Eng
                 max_workers=_NO_CAP,
             )
         )
-        for index in range(node.gpus):
-            engine.upsert_device(
-                Device(
-                    uuid=f"{name}/{index}",
-                    node=name,
-                    index=index,
-                    model=node.model,
-                    capacity_gflops=MILLI_CARD,
-                )
+        engine.upsert_devices(
+            Device(
+                uuid=f"{name}/{index}",
+                node=name,
+                index=index,
+                model=node.model,
+                capacity_gflops=MILLI_CARD,
             )
+            for index in range(node.gpus)
+        )
     return engine
 
 

@@ -120,6 +120,13 @@ METRICS: tuple[MetricInfo, ...] = (
         "Times that the limiter let work through for a fault of ours, such as a silent agent.",
     ),
     _m(
+        "worker_limiter_bypassed_processes",
+        "gauge",
+        WORKER,
+        "1",
+        "Processes that have the driver open without the limiter, though the worker is limited.",
+    ),
+    _m(
         "worker_limiter_closed_total",
         "counter",
         WORKER,

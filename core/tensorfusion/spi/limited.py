@@ -5,6 +5,7 @@ Not part of `NodeBackend`: a vendor whose hardware enforces has none of it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
 
@@ -70,4 +71,32 @@ class LimitedWorkers(Protocol):
 
     def faults(self, worker: str) -> LimiterFaults:
         """Counters of a worker's limiter; zeros for one that is not known."""
+        ...
+
+
+class Attachment(StrEnum):
+    """How a process of a worker stands to the driver."""
+
+    NONE = "none"
+    """It has neither the driver nor the limiter."""
+    LIMITED = "limited"
+    """The limiter is in it."""
+    BYPASSED = "bypassed"
+    """It has the driver, and no limiter in front of it."""
+    EXEMPT = "exempt"
+    """Its worker has its devices to itself and runs without the limiter."""
+
+
+@runtime_checkable
+class TellsAttachment(Protocol):
+    """Tells which processes go past the limiter.
+
+    Concurrency: may be called from any thread.
+    """
+
+    def attachment(self, worker: str, pid: int) -> Attachment:
+        """How a process of a worker stands to the driver; NONE for one that is gone.
+
+        It is what the kernel shows of the process: who hides from that is not found.
+        """
         ...

@@ -1,6 +1,5 @@
 """Limits of a node session's workers: what a vendor's backend asks of the limiter."""
 
-import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,10 +7,9 @@ from typing import NamedTuple
 from tensorfusion.errors import BackendError
 from tensorfusion.spi.backend import Mount, Pressure, WorkerSpec
 from tensorfusion.spi.limited import Attested, LimiterFaults
-from tensorfusion_native import layout
 from tensorfusion_native.attestation import read_attestations
 from tensorfusion_native.libraries import Libraries
-from tensorfusion_native.states import State, decode_state
+from tensorfusion_native.states import DeviceUse, Place, States, decode_state
 from tensorfusion_native.workers import WorkerRecord, Workers
 
 NO_PRESSURE = Pressure()
@@ -38,32 +36,30 @@ NOTHING = Counters()
 
 
 class _Copies:
-    """Copies from the workers' ledgers; where they lie is looked up when it may have changed.
+    """The states of rows; where they lie is looked up when it may have changed."""
 
-    Args:
-        offset: Of the part that is copied, in a device's state. ``size``: its bytes.
-    """
-
-    def __init__(self, workers: Workers, offset: int, size: int) -> None:
+    def __init__(self, workers: Workers) -> None:
         self._workers = workers
-        self._offset, self._size = offset, size
         self._rows: Sequence[Row] = ()
-        self._areas: list[tuple[mmap.mmap | bytes, slice]] = []
+        self._states: States | None = None
         self._generation = 0
 
-    def take(self, rows: Sequence[Row]) -> list[bytes]:
-        """Copy the part of each row; empty where the files cannot be read."""
-        if rows is not self._rows or self._workers.generation != self._generation:
-            self._areas = [self._find(*row) for row in rows]
+    def of(self, rows: Sequence[Row]) -> States:
+        """Where the states of rows are read; empty ones where the files cannot be read."""
+        if (
+            self._states is None
+            or rows is not self._rows
+            or self._workers.generation != self._generation
+        ):
+            self._states = States([self._find(*row) for row in rows])
             self._rows, self._generation = rows, self._workers.generation
-        return [area[cut] for area, cut in self._areas]
+        return self._states
 
-    def _find(self, worker: str, row: int) -> tuple[mmap.mmap | bytes, slice]:
+    def _find(self, worker: str, row: int) -> Place | None:
         try:
-            area, start = self._workers.place(worker, row)
+            return self._workers.place(worker, row)
         except (OSError, ValueError, IndexError):
-            return b"", slice(0)
-        return area, slice(start + self._offset, start + self._offset + self._size)
+            return None
 
 
 class Enforcer:
@@ -81,8 +77,8 @@ class Enforcer:
         self._context_bytes = context_bytes
         self._workers = Workers(folder / "workers")
         self._counted: dict[Row, _Counted] = {}
-        self._states = _Copies(self._workers, 0, layout.DEVICE_STATE_BYTES)
-        self._wishes = _Copies(self._workers, layout.DEVICE_STATE["wanted_bytes"], 8)
+        self._states = _Copies(self._workers)
+        self._wishes = _Copies(self._workers)
         self._limited: list[Row] = []
 
     def put(self, spec: WorkerSpec, whole_gflops: int) -> None:
@@ -129,22 +125,22 @@ class Enforcer:
     def counters(self, spec: WorkerSpec, uuid: str) -> Counters:
         """Read the counters of one device; zeros where the files cannot be read."""
         row = (spec.worker, spec.devices.index(uuid) if uuid in spec.devices else -1)
-        return self.decode(row, _Copies(self._workers, 0, layout.DEVICE_STATE_BYTES).take([row])[0])
+        return self.decode(row, _Copies(self._workers).of([row]).take()[0])
 
     def copy(self, rows: Sequence[Row]) -> list[bytes]:
         """Copy what the processes of workers share about their devices, as it lies in memory.
 
-        This is what is done many times a second: it costs a copy per row as long as ``rows`` is the
-        same object, so give it the same one while nothing changed.
+        This is what is done many times a second: it costs one call, and a copy per row that changed,
+        as long as ``rows`` is the same object, so give it the same one while nothing changed.
 
         Returns:
             A copy per row, for `decode`; empty where the files cannot be read.
         """
-        return self._states.take(rows)
+        return self._states.of(rows).take()
 
     def wants_memory(self) -> bool:
         """Whether some worker waits for memory, or a process of one was killed while it did."""
-        return any(map(any, self._wishes.take(self._limited)))
+        return self._wishes.of(self._limited).any_wants()
 
     def decode(self, row: Row, raw: bytes) -> Counters:
         """Read a copy of a row's state; the same object as last time as long as nothing changed."""
@@ -209,7 +205,7 @@ def _signed(word: int) -> int:
     return (word + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-def _counters(state: State, wanted: int, charged_seconds: float) -> Counters:
+def _counters(state: DeviceUse, wanted: int, charged_seconds: float) -> Counters:
     pressure = NO_PRESSURE
     if wanted or state.was_full():
         pressure = Pressure(

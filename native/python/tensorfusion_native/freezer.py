@@ -66,12 +66,16 @@ class Freezer:
         checkpoints: The driver's calls.
         folder: Of the freezer's own, below the session's state folder; one per frozen worker.
 
-    Concurrency: the session's lock guards it, but for `frozen`.
+    Concurrency: a worker is moved by one thread at a time; `frozen` may be called from any. Nobody
+    else writes below the folder, so that `frozen`, which is asked many times a second, reads no files.
     """
 
     def __init__(self, checkpoints: Checkpoints, folder: Path) -> None:
         self._checkpoints = checkpoints
         self._folder = folder
+        found = {unquote(path.name): read_record(path) for path in folder.glob("*/")}
+        self._records = {name: record for name, record in found.items() if record is not None}
+        """The records below the folder, by worker."""
 
     def suspend(
         self,
@@ -110,14 +114,15 @@ class Freezer:
             devices=list(devices),
             vram_bytes=dict(before.vram_bytes if before is not None else vram_bytes),
         )
-        write_record(folder, record)
+        self._keep(folder, record)
         try:
             self._take_off(folder, record)
         except BackendError:
             if before is None:
                 shutil.rmtree(folder, ignore_errors=True)
+                self._records.pop(worker, None)
             else:
-                write_record(folder, before)
+                self._keep(folder, before)
             raise
 
     def thaw(self, worker: str, free_bytes: Mapping[str, int], devices: Sequence[str]) -> float:
@@ -136,7 +141,7 @@ class Freezer:
             BackendError: There is no room, or the driver fails; it stays frozen.
         """
         seconds = self.release_from(self.path(worker), free_bytes, devices)
-        shutil.rmtree(self.path(worker), ignore_errors=True)
+        self.forget(worker)
         return seconds
 
     def release_from(
@@ -172,15 +177,16 @@ class Freezer:
 
     def frozen(self) -> list[FrozenWorker]:
         """List what is frozen; a worker whose processes all ended is not."""
+        if not self._records:
+            return []
         rows = []
-        for folder in self._folder.glob("*/"):
-            record = read_record(folder)
-            live = [] if record is None else [p for p in record.processes if p.alive()]
-            if record is None or not live:
+        for worker, record in self._records.copy().items():
+            live = [p for p in record.processes if p.alive()]
+            if not live:
                 continue
             rows.append(
                 FrozenWorker(
-                    worker=unquote(folder.name),
+                    worker=worker,
                     tier=record.tier,
                     vram_bytes=sum(record.vram_bytes.values()),
                     waiting=self._waiting(live),
@@ -195,10 +201,16 @@ class Freezer:
     def forget(self, worker: str) -> None:
         """Drop what is kept of a worker that is released; its processes are its owner's to end."""
         shutil.rmtree(self.path(worker), ignore_errors=True)
+        self._records.pop(worker, None)
 
     def path(self, worker: str) -> Path:
         """The folder of a frozen worker."""
         return self._folder / quote(worker, safe="")
+
+    def _keep(self, folder: Path, record: FrozenRecord) -> None:
+        write_record(folder, record)
+        if folder == self.path(record.worker):
+            self._records[record.worker] = record
 
     def _waiting(self, processes: Sequence[FrozenProcess]) -> bool | None:
         """Whether a thread is held at a call; the real driver does not tell."""

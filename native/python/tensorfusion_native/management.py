@@ -104,6 +104,8 @@ class Management:
         config: Path | None = None,
     ) -> None:
         self._library = open_library("NVML", library, state, config)
+        self._handles: dict[int, c.c_void_p] = {}
+        """By ordinal; they hold until the library is shut down."""
         code = self._library.nvmlInit_v2()
         if code:
             raise BackendError("NVML", f"{library}: {self._text_of(code)}", code=str(code))
@@ -182,9 +184,12 @@ class Management:
         return Device(index, texts[0], texts[1], int(memory.total))
 
     def _handle(self, index: int) -> c.c_void_p:
-        handle = c.c_void_p()
-        code = self._library.nvmlDeviceGetHandleByIndex_v2(c.c_uint(index), c.byref(handle))
-        self._check("nvmlDeviceGetHandleByIndex", code)
+        handle = self._handles.get(index)
+        if handle is None:
+            handle = c.c_void_p()
+            code = self._library.nvmlDeviceGetHandleByIndex_v2(c.c_uint(index), c.byref(handle))
+            self._check("nvmlDeviceGetHandleByIndex", code)
+            self._handles[index] = handle
         return handle
 
     def _number(self, function: str, handle: c.c_void_p, *arguments: int) -> int | None:

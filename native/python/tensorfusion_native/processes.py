@@ -1,11 +1,17 @@
 """Processes of workers, as the kernel knows them."""
 
+import re
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from tensorfusion.spi.limited import Attachment
+
 PROC = Path("/proc")
+DRIVER_LINE: Final = re.compile(rb"/libcuda\.so[.0-9]*(?: \(deleted\))?$", re.MULTILINE)
+LIMITER_LINE: Final = re.compile(rb"/libtensorfusion_limiter\.so(?: \(deleted\))?$", re.MULTILINE)
+"""How lines of ``maps`` end (proc(5)); a file that was replaced since is deleted."""
 WORKER_NAME_VARIABLE = "TENSORFUSION_WORKER"
 """Names the worker in the environment of its processes; children inherit it."""
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -35,3 +41,14 @@ def worker_of(pid: int) -> str:
     return next(
         (e[len(prefix) :].decode(errors="replace") for e in entries if e.startswith(prefix)), ""
     )
+
+
+def attachment(pid: int) -> Attachment:
+    """What a process has mapped: the driver, the limiter, or neither."""
+    try:
+        maps = (PROC / str(pid) / "maps").read_bytes()
+    except OSError:
+        return Attachment.NONE
+    if LIMITER_LINE.search(maps):
+        return Attachment.LIMITED
+    return Attachment.BYPASSED if DRIVER_LINE.search(maps) else Attachment.NONE

@@ -2,21 +2,22 @@
 
 The owner (a hypervisor or a launcher) makes a folder per worker with ``limits`` and ``ledger``, and gives the tenant
 the folder by ``TENSORFUSION_WORKER_DIR``. ``limits`` may belong to another user than the tenant: it is only read there.
+
+What is done to the files is compiled, `native/owner/owner.h`: memory order, checksum and locks are those of the limiter.
 """
 
-import ctypes
 import mmap
 import os
-import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tensorfusion_native import layout
-from tensorfusion_native.processes import start_ticks
+from tensorfusion_native.libraries import compiled
+from tensorfusion_native.states import DeviceUse, Place, States, decode_state
 
 WORKER_VARIABLE = "TENSORFUSION_WORKER_DIR"
 FAULT_POLICY_VARIABLE = "TENSORFUSION_FAULT_POLICY"
@@ -28,22 +29,8 @@ FULL_POLICIES = {
 }
 """What an allocation within the cap does when the card is full, by name."""
 
-_ROW = struct.Struct("<48sQQQIIQQ")
-_BEAT, _BEAT_AT = struct.Struct("<Q"), layout.LIMITS["heartbeat_ns"]
-_CLASSES = ("plain", "managed", "pool", "physical", "array", "context", "graph", "spilled")
 LONGEST_WAIT_SECONDS = 24 * 3600
-_FULL_COUNTERS = (
-    "spilled_bytes",
-    "spilled_total_bytes",
-    "wanted_bytes",
-    "full_denied",
-    "full_waits",
-    "full_waited_ns",
-    "evict_requests",
-)
-_FUTEX_WAKE = 1
-_SYS_FUTEX = {"x86_64": 202, "aarch64": 98}
-"""Number of the futex system call by machine (the kernel's system call tables)."""
+_FILES = (("limits", 0o644), ("ledger", 0o666))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +76,18 @@ class DeviceLimit:
                     f"device limit {self.uuid}: {name} {getattr(self, name)} must be 0 to 2^63-1"
                 )
 
-    def pack(self) -> bytes:
-        """Lay the row out as the limiter reads it."""
-        return _ROW.pack(
-            self.uuid.encode(),
-            self.vram_bytes,
-            self.context_bytes,
-            self.spill_bytes,
-            max(1, round(self.compute_ratio * layout.WHOLE_DEVICE_PPM)),
-            int(self.contended),
-            self.measured_busy_ns,
-            self.measured_at_ns,
-        )
+    def row(self) -> dict[str, object]:
+        """The row as the layout declares it."""
+        return {
+            "uuid": self.uuid.encode(),
+            "vram_bytes": self.vram_bytes,
+            "context_bytes": self.context_bytes,
+            "spill_bytes": self.spill_bytes,
+            "compute_ppm": max(1, round(self.compute_ratio * layout.WHOLE_DEVICE_PPM)),
+            "contended": self.contended,
+            "measured_busy_ns": self.measured_busy_ns,
+            "measured_at_ns": self.measured_at_ns,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,51 +115,6 @@ DENY = FullPolicy()
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceUse:
-    """What a worker uses of one device; the tenant can write these figures, so check them against the driver's.
-
-    Attributes:
-        used_bytes: All allocations of all its processes.
-        peak_bytes: The most it ever was.
-        denied: Allocations refused at the cap.
-        charged_ns: Device time charged, as the limiter estimates it.
-        launches: Launches admitted under a share.
-        throttled_ns: Time that its threads were held back, summed.
-        trim_ratio: Measured over charged device time.
-        spilled_bytes: The part of ``used_bytes`` that is in host memory.
-        spilled_total_bytes: Bytes that ever went there.
-        wanted_bytes: What its threads wait for now because the card is full.
-        full_denied: Allocations within the cap, refused because the card was full.
-        full_waits: Allocations that waited for room.
-        full_waited_ns: How long, summed over threads.
-        evict_requests: Allocations for which the owner was asked to make room.
-    """
-
-    used_bytes: int
-    peak_bytes: int
-    denied: int
-    charged_ns: int
-    launches: int
-    throttled_ns: int
-    trim_ratio: float
-    spilled_bytes: int = 0
-    spilled_total_bytes: int = 0
-    wanted_bytes: int = 0
-    full_denied: int = 0
-    full_waits: int = 0
-    full_waited_ns: int = 0
-    evict_requests: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessUse:
-    """Bytes of one process, per device row, by class: plain, managed, pool, physical, array, context, graph, spilled."""
-
-    pid: int
-    devices: tuple[dict[str, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Faults:
     """Counters of faults: work let through, held back, dead processes recovered, unreadable limits."""
 
@@ -180,14 +122,6 @@ class Faults:
     fail_closed: int
     recovered: int
     bad_limits: int
-
-
-def _fnv1a(data: bytes) -> int:
-    """Fowler-Noll-Vo 1a, 64 bit."""
-    digest = 0xCBF29CE484222325
-    for byte in data:
-        digest = (digest ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
-    return digest
 
 
 class WorkerRegion:
@@ -198,10 +132,13 @@ class WorkerRegion:
     Concurrency: one owner writes at a time; readers need nothing.
     """
 
-    def __init__(self, folder: Path, limits: mmap.mmap, ledger: mmap.mmap) -> None:
+    def __init__(self, folder: Path, maps: Sequence[mmap.mmap]) -> None:
         self.folder = folder
-        self._limits = limits
-        self._ledger = ledger
+        self._native = compiled()
+        limits, ledger = maps
+        # Each keeps its mapping alive, and so does what `pointer` gives out.
+        self._limits = self._native.ffi.from_buffer("struct tf_limits *", limits)
+        self._ledger = self._native.ffi.from_buffer("struct tf_ledger *", ledger)
 
     @classmethod
     def create(
@@ -227,18 +164,15 @@ class WorkerRegion:
             FileExistsError: The folder has files of a worker.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        native = compiled()
         # The ledger first: whoever sees limits can rely on both.
-        ledger = _new_file(folder / "ledger", layout.LEDGER_BYTES, 0o666)
-        _init_mutexes(ledger)
-        struct.pack_into(
-            "<QII", ledger, 0, layout.LEDGER_MAGIC, layout.LAYOUT_VERSION, layout.LAYOUT_HASH
-        )
-        limits = _new_file(folder / "limits", layout.LIMITS_BYTES, 0o644)
-        region = cls(folder, limits, ledger)
-        struct.pack_into("<II", limits, 8, layout.LAYOUT_VERSION, layout.LAYOUT_HASH)
+        maps = [
+            _new_file(folder / name, native.size(name), mode) for name, mode in reversed(_FILES)
+        ]
+        region = cls(folder, maps[::-1])
         region.beat()
         region.write(devices, closed=closed, heartbeat=heartbeat, full=full)
-        struct.pack_into("<Q", limits, 0, layout.LIMITS_MAGIC)
+        native.lib.tf_owner_create(region._limits, region._ledger)
         return region
 
     @classmethod
@@ -249,24 +183,24 @@ class WorkerRegion:
             FileNotFoundError: There are no such files.
             ValueError: They have another layout; names the file and both versions.
         """
+        native = compiled()
         maps = []
-        for name, magic, size in (
-            ("limits", layout.LIMITS_MAGIC, layout.LIMITS_BYTES),
-            ("ledger", layout.LEDGER_MAGIC, layout.LEDGER_BYTES),
-        ):
-            path = folder / name
+        for name, _ in _FILES:
+            path, size = folder / name, native.size(name)
             with path.open("r+b") as file:
                 if os.fstat(file.fileno()).st_size < size:
                     raise ValueError(f"{path}: shorter than the {size} bytes of the layout")
-                area = mmap.mmap(file.fileno(), size)
-            found = struct.unpack_from("<QII", area)
-            if found != (magic, layout.LAYOUT_VERSION, layout.LAYOUT_HASH):
-                raise ValueError(
-                    f"{path}: version {found[1]} hash {found[2]}, expected version"
-                    f" {layout.LAYOUT_VERSION} hash {layout.LAYOUT_HASH}"
-                )
-            maps.append(area)
-        return cls(folder, *maps)
+                maps.append(mmap.mmap(file.fileno(), size))
+        region = cls(folder, maps)
+        wrong = native.lib.tf_owner_check(region._limits, region._ledger)
+        if wrong:
+            found = (region._limits, region._ledger)[wrong - 1]
+            raise ValueError(
+                f"{folder / _FILES[wrong - 1][0]}: version {found.version} hash"
+                f" {found.layout_hash}, expected version {layout.LAYOUT_VERSION} hash"
+                f" {layout.LAYOUT_HASH}"
+            )
+        return region
 
     def __enter__(self) -> Self:
         return self
@@ -280,9 +214,8 @@ class WorkerRegion:
         self.close()
 
     def close(self) -> None:
-        """Unmap the files; they stay."""
-        self._limits.close()
-        self._ledger.close()
+        """Let go of the files; they stay."""
+        self._limits = self._ledger = None
 
     def environment(self) -> dict[str, str]:
         """Tell the variables that put a process under these limits, apart from the preload itself."""
@@ -305,145 +238,78 @@ class WorkerRegion:
             raise ValueError(
                 f"worker {self.folder}: {len(devices)} devices, at most {layout.DEVICES}"
             )
-        at = layout.LIMITS
-        head = struct.pack(
-            "<IIIII",
-            len(devices),
-            int(closed),
-            int(heartbeat),
-            FULL_POLICIES[full.name],
-            round(full.wait_seconds * 1000),
+        wanted = {
+            "device_count": len(devices),
+            "policy": closed,
+            "heartbeat_needed": heartbeat,
+            "full_policy": FULL_POLICIES[full.name],
+            "full_wait_ms": round(full.wait_seconds * 1000),
+            "devices": [device.row() for device in devices],
+        }
+        self._native.lib.tf_owner_write(
+            self._open(self._limits), self._native.ffi.new("struct tf_limits *", wanted)
         )
-        rows = b"".join(device.pack() for device in devices)
-        sequence = self._sequence() | 1
-        struct.pack_into("<I", self._limits, at["sequence"], sequence)
-        self._limits[at["device_count"] : at["device_count"] + len(head)] = head
-        self._limits[at["devices"] : at["devices"] + len(rows)] = rows
-        struct.pack_into("<Q", self._limits, at["checksum"], _fnv1a(head + bytes(4) + rows))
-        struct.pack_into("<I", self._limits, at["sequence"], sequence + 1 & 0xFFFFFFFF)
-        self._wake()
 
     def beat(self, now_ns: int = 0) -> None:
         """Give a sign of life; ``now_ns`` of ``CLOCK_MONOTONIC``, for who has just asked it."""
-        _BEAT.pack_into(
-            self._limits, _BEAT_AT, now_ns or time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        )
-
-    def place(self, row: int) -> tuple[mmap.mmap, int]:
-        """Where one device's shared state lies, for who copies it often: the file and the offset.
-
-        `states.decode_state` reads a copy. Once the region is closed, copying raises ValueError.
-
-        Raises:
-            IndexError: There is no such row.
-        """
-        if not 0 <= row < layout.DEVICES:
-            raise IndexError(f"worker {self.folder}: row {row} must be 0 to {layout.DEVICES - 1}")
-        return self._ledger, layout.LEDGER["states"] + row * layout.DEVICE_STATE_BYTES
+        now_ns = now_ns or time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self._native.lib.tf_owner_beat(self._open(self._limits), now_ns)
 
     def use(self, row: int) -> DeviceUse:
         """Read one device's shared state.
 
         Raises:
             IndexError: There is no such row.
+            ValueError: The region is closed.
         """
-        if not 0 <= row < layout.DEVICES:
-            raise IndexError(f"worker {self.folder}: row {row} must be 0 to {layout.DEVICES - 1}")
-        base = layout.LEDGER["states"] + row * layout.DEVICE_STATE_BYTES
-        at = {name: base + offset for name, offset in layout.DEVICE_STATE.items()}
-        return DeviceUse(
-            used_bytes=self._u64(at["used_bytes"]),
-            peak_bytes=self._u64(at["peak_bytes"]),
-            denied=self._u64(at["denied"]),
-            charged_ns=self._u64(at["charged_ns"]),
-            launches=self._u64(at["launches"]),
-            throttled_ns=self._u64(at["throttled_ns"]),
-            trim_ratio=(self._u32(at["trim_ppm"]) or layout.WHOLE_DEVICE_PPM)
-            / layout.WHOLE_DEVICE_PPM,
-            **{name: self._u64(at[name]) for name in _FULL_COUNTERS},
-        )
+        return decode_state(States([self.state(row)]).take()[0])
 
     def wanted(self, row: int) -> int:
         """Bytes that living processes wait for on a device because the card is full.
 
         A process that was killed while it waited stays in `DeviceUse.wanted_bytes` until another
-        one notices, so who makes room for others asks here.
+        one notices, so who makes room for others asks here. One of another pid namespace is
+        believed to live.
 
         Raises:
             IndexError: There is no such row.
+            ValueError: The region is closed.
         """
-        if not self.use(row).wanted_bytes:
-            return 0
-        base = layout.LEDGER["processes"]
-        field = layout.PROCESS["devices"] + row * layout.DEVICE_USE_BYTES
-        field += layout.DEVICE_USE["wanted_bytes"]
-        total = 0
-        for at in range(base, base + layout.PROCESSES * layout.PROCESS_BYTES, layout.PROCESS_BYTES):
-            wanted = self._u64(at + field)
-            if wanted and self._lives(at):
-                total += wanted
-        return total
+        self._check(row)
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+        wanted: int = self._native.lib.tf_owner_wanted(self._open(self._ledger), row, namespace)
+        return wanted
 
-    def _lives(self, slot: int) -> bool:
-        """Whether a slot's process runs; one of another pid namespace is believed to."""
-        if self._u64(slot + layout.PROCESS["pid_namespace"]) != os.stat("/proc/self/ns/pid").st_ino:
-            return True
-        ticks = start_ticks(self._u32(slot + layout.PROCESS["pid"]))
-        return bool(ticks) and ticks == self._u64(slot + layout.PROCESS["start_ticks"])
-
-    def processes(self, devices: int = 1) -> list[ProcessUse]:
-        """List the attached processes with their bytes on the first ``devices`` rows."""
-        found = []
-        for slot in range(layout.PROCESSES):
-            base = layout.LEDGER["processes"] + slot * layout.PROCESS_BYTES
-            pid = self._u32(base)
-            if not pid:
-                continue
-            first = base + layout.PROCESS["devices"]
-            uses = tuple(
-                dict(
-                    zip(
-                        _CLASSES,
-                        struct.unpack_from(
-                            f"<{len(_CLASSES)}Q",
-                            self._ledger,
-                            first + row * layout.DEVICE_USE_BYTES,
-                        ),
-                        strict=True,
-                    )
-                )
-                for row in range(devices)
-            )
-            found.append(ProcessUse(pid, uses))
-        return found
+    def pids(self) -> list[int]:
+        """List the attached processes."""
+        found = self._native.ffi.new("uint32_t[]", layout.PROCESSES)
+        count = self._native.lib.tf_owner_pids(self._open(self._ledger), found)
+        return list(found[0:count])
 
     def faults(self) -> Faults:
         """Read the counters of faults."""
-        at = layout.LEDGER
-        return Faults(
-            *(self._u64(at[n]) for n in ("fail_open", "fail_closed", "recovered", "bad_limits"))
-        )
+        ledger = self._open(self._ledger)
+        return Faults(ledger.fail_open, ledger.fail_closed, ledger.recovered, ledger.bad_limits)
 
-    def _sequence(self) -> int:
-        value: int = struct.unpack_from("<I", self._limits, layout.LIMITS["sequence"])[0]
-        return value
+    def state(self, row: int) -> Place:
+        """Where one device's shared state lies, for `States`.
 
-    def _u64(self, offset: int) -> int:
-        value: int = struct.unpack_from("<Q", self._ledger, offset)[0]
-        return value
+        Raises:
+            IndexError: There is no such row.
+            ValueError: The region is closed.
+        """
+        self._check(row)
+        ledger = self._open(self._ledger)
+        return Place(self._native.ffi.addressof(ledger.states, row), ledger)
 
-    def _u32(self, offset: int) -> int:
-        value: int = struct.unpack_from("<I", self._ledger, offset)[0]
-        return value
+    def _check(self, row: int) -> None:
+        if not 0 <= row < layout.DEVICES:
+            raise IndexError(f"worker {self.folder}: row {row} must be 0 to {layout.DEVICES - 1}")
 
-    def _wake(self) -> None:
-        """Wake threads that wait on the sequence word; without the system call they look every 50 ms."""
-        number = _SYS_FUTEX.get(os.uname().machine)
-        if number is None:
-            return
-        word = ctypes.c_uint32.from_buffer(self._limits, layout.LIMITS["sequence"])
-        ctypes.CDLL(None).syscall(number, ctypes.byref(word), _FUTEX_WAKE, 2**31 - 1, None, None, 0)
-        del word
+    def _open(self, file: Any) -> Any:
+        if file is None:
+            raise ValueError(f"worker {self.folder}: its files are closed")
+        return file
 
 
 def _new_file(path: Path, size: int, mode: int) -> mmap.mmap:
@@ -454,16 +320,3 @@ def _new_file(path: Path, size: int, mode: int) -> mmap.mmap:
         return mmap.mmap(descriptor, size)
     finally:
         os.close(descriptor)
-
-
-def _init_mutexes(ledger: mmap.mmap) -> None:
-    """Make both mutexes robust and shared between processes, with the C library's own functions."""
-    library = ctypes.CDLL(None)
-    attributes = ctypes.create_string_buffer(64)
-    library.pthread_mutexattr_init(attributes)
-    library.pthread_mutexattr_setpshared(attributes, 1)  # PTHREAD_PROCESS_SHARED
-    library.pthread_mutexattr_setrobust(attributes, 1)  # PTHREAD_MUTEX_ROBUST
-    for field in ("lock", "sampler"):
-        mutex = ctypes.c_char.from_buffer(ledger, layout.LEDGER[field])
-        library.pthread_mutex_init(ctypes.byref(mutex), attributes)
-        del mutex

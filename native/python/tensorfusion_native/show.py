@@ -11,8 +11,8 @@ from tensorfusion.units import human_bytes
 from tensorfusion_native.libraries import Libraries
 from tensorfusion_native.management import Device, Management, Reading
 from tensorfusion_native.place import real_management
-from tensorfusion_native.region import DeviceUse
 from tensorfusion_native.simulated_machine import SimulatedMachine
+from tensorfusion_native.states import DeviceUse
 from tensorfusion_native.workers import WorkerRecord, Workers
 
 BAR = 10

@@ -68,6 +68,8 @@ class SimulatedMachine:
                 f"context_bytes={CONTEXT_BYTES}",
                 f"sms={card.multiprocessors}",
             ]
+            if card.geometry is not None and card.geometry.divides_memory:
+                lines.append(f"slots={card.geometry.slots}")
         text = "\n".join(lines) + "\n"
         # Another build of the driver may keep its state differently.
         build = (libraries.simulated / VIEW).read_bytes()

@@ -3,7 +3,6 @@
 The same for every owner: a vendor's session of a node, and `tensorfusion run`.
 """
 
-import mmap
 import os
 import shutil
 import time
@@ -14,7 +13,8 @@ import msgspec
 
 from tensorfusion_native.libraries import Libraries
 from tensorfusion_native.processes import UNREADABLE, WORKER_NAME_VARIABLE, start_ticks
-from tensorfusion_native.region import DeviceLimit, DeviceUse, Faults, FullPolicy, WorkerRegion
+from tensorfusion_native.region import DeviceLimit, Faults, FullPolicy, WorkerRegion
+from tensorfusion_native.states import DeviceUse, Place
 
 RECORD = "worker.json"
 
@@ -153,8 +153,8 @@ class Workers:
         region = self._region(name)
         return [region.use(row) for row in range(len(record.devices) if record else 0)]
 
-    def place(self, name: str, row: int) -> tuple[mmap.mmap, int]:
-        """Where lies what the processes of a worker share about one of its devices: file and offset.
+    def place(self, name: str, row: int) -> Place:
+        """Where lies what the processes of a worker share about one of its devices.
 
         It holds as long as `generation` is the same.
 
@@ -162,7 +162,7 @@ class Workers:
             IndexError: A worker has no such row.
             OSError, ValueError: There is no such worker, or its files have another layout.
         """
-        return self._region(name).place(row)
+        return self._region(name).state(row)
 
     def wanted(self, name: str, row: int) -> int:
         """Bytes that a worker's living processes wait for on a device that is full.
@@ -174,7 +174,7 @@ class Workers:
 
     def pids(self, name: str) -> set[int]:
         """Processes that attached to a worker's ledger."""
-        return {process.pid for process in self._region(name).processes()}
+        return set(self._region(name).pids())
 
     def alive(self, name: str) -> bool:
         """Whether a process of the worker still runs."""

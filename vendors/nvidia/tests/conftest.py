@@ -2,13 +2,18 @@
 
 # ruff: noqa: N801, N802 - the names are NVML's
 
+import importlib.util
+import sys
+from ctypes import CDLL
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tensorfusion.model.hardware import find_card
 from tensorfusion.testing.clock import FakeClock
 
+NEWEST = {"cuda_version": 13000, "driver_version": "580.65.06"}
 GIB = 1 << 30
 
 
@@ -178,3 +183,28 @@ def machine(tmp_path):
         proc=FakeProc(tmp_path / "proc"),
         sysfs=tmp_path / "sys",
     )
+
+
+@pytest.fixture
+def cards():
+    """What a simulated machine has; a module or a test may say otherwise."""
+    return ("A100_SXM_80G", "A100_SXM_80G")
+
+
+@pytest.fixture
+def simulated_nvml(cards, tmp_path, monkeypatch):
+    """A copy of nvidia-ml-py that talks to a simulated machine, with the variables of its programs."""
+    from tensorfusion_native.libraries import VIEW, libraries
+    from tensorfusion_native.simulated_machine import SimulatedMachine, device_uuid
+
+    found = [(device_uuid("test", i, name), find_card(name)) for i, name in enumerate(cards)]
+    machine = SimulatedMachine.create(tmp_path / "machine", found, libraries(), settings=NEWEST)
+    machine.management()  # opens the state before nvidia-ml-py does, so that it needs no variables
+    spec = importlib.util.find_spec("pynvml")
+    pynvml = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "pynvml", pynvml)  # it looks itself up there
+    spec.loader.exec_module(pynvml)
+    pynvml.nvmlLib = CDLL(str(machine.folder / VIEW))
+    pynvml.checkpoints = machine.checkpoints
+    pynvml.environment = machine.environment()
+    return pynvml

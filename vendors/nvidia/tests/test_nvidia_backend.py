@@ -103,11 +103,19 @@ def test_unknown_model_takes_no_work_and_names_the_catalogue(open_session, machi
         session.prepare(worker(session))
 
 
-def test_mig_device_takes_no_work(open_session, nvml):
+def test_mig_device_is_one_to_cut(open_session, nvml):
     nvml.devices[1].mig = [1, 1]
     infos = open_session(nvml).discover()
-    assert [info.healthy for info in infos] == [True, False]
-    assert "MIG mode is on" in infos[1].message
+    assert [(info.healthy, info.partitioned) for info in infos] == [(True, False), (True, True)]
+
+
+def test_mig_device_that_the_catalogue_cannot_cut_takes_no_work(open_session, machine):
+    nvml = machine.make("Tesla T4", 16, 1)
+    nvml.devices[0].mig = [1, 1]
+    (info,) = open_session(nvml).discover()
+    assert not info.healthy
+    assert not info.partitioned
+    assert "does not know how Tesla T4 is cut" in info.message
 
 
 def test_lost_device_stays_listed_as_unhealthy(open_session, nvml):

@@ -1,50 +1,44 @@
 """The NVIDIA backend, unchanged, on the simulated driver: nvidia-ml-py, the limiter, real processes."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 import time
-from ctypes import CDLL
 
 import pytest
 
 from tensorfusion.clock import SystemClock
 from tensorfusion.hypervisor.environment import process_environment
-from tensorfusion.model.hardware import find_card
 from tensorfusion.spi.backend import Enforcement, NodeContext, Share, WorkerSpec
 from tensorfusion.testing import conformance
-from tensorfusion_native.libraries import VIEW, built, libraries
-from tensorfusion_native.simulated_machine import SimulatedMachine, device_uuid
+from tensorfusion_native.libraries import built, libraries
 from tensorfusion_nvidia.backend import NvidiaBackend
 
 GIB = 1 << 30
-NEWEST = {"cuda_version": 13000, "driver_version": "580.65.06"}
 pytestmark = pytest.mark.skipif(not built(), reason="the native part is not built")
 
 
 @pytest.fixture
-def simulated(tmp_path, monkeypatch):
-    """A simulated machine of two A100, and nvidia-ml-py that talks to it."""
-    card = find_card("A100_SXM_80G")
-    cards = [(device_uuid("test", i, card.model), card) for i in range(2)]
-    machine = SimulatedMachine.create(tmp_path / "machine", cards, libraries(), settings=NEWEST)
-    machine.management()  # opens the state before nvidia-ml-py does, so that it needs no variables
-    spec = importlib.util.find_spec("pynvml")
-    pynvml = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "pynvml", pynvml)  # it looks itself up there
-    spec.loader.exec_module(pynvml)
-    pynvml.checkpoints = machine.checkpoints()
-    pynvml.nvmlLib = CDLL(str(machine.folder / VIEW))
-    for name, value in machine.environment().items():
+def simulated(simulated_nvml, monkeypatch):
+    """The same, and programs of this process's environment run there."""
+    for name, value in simulated_nvml.environment.items():
         monkeypatch.setenv(name, value)
-    return pynvml
+    return simulated_nvml
 
 
 class TestNvidiaOnSimulatedDriver(conformance.BackendConformance):
+    """Two cards as they come, and one in MIG mode, on which partitions are tried."""
+
+    @pytest.fixture
+    def cards(self):
+        return ("A100_SXM_80G",) * 3
+
     @pytest.fixture
     def backend(self, simulated):
-        return NvidiaBackend(simulated, checkpoints=simulated.checkpoints)
+        simulated.nvmlInit()
+        last = simulated.nvmlDeviceGetHandleByIndex(2)
+        assert simulated.nvmlDeviceSetMigMode(last, 1) == 0
+        return NvidiaBackend(simulated, checkpoints=simulated.checkpoints())
 
     @pytest.fixture(autouse=True)
     def load(self, request, monkeypatch):

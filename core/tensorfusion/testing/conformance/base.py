@@ -171,10 +171,16 @@ class Conformance:
 
     @pytest.fixture
     def devices(self, session: NodeBackend) -> Sequence[DeviceInfo]:
-        """The healthy devices of the node."""
+        """The healthy devices of the node, without those that only take partitions if there are others."""
         found = [info for info in session.discover() if info.healthy]
         assert found, "discover() must find a healthy device where available() is true"
-        return found
+        return [info for info in found if not info.partitioned] or found
+
+    @pytest.fixture
+    def device_to_cut(self, session: NodeBackend, devices: Sequence[DeviceInfo]) -> DeviceInfo:
+        """The device that partitions are tried on: one that is set up for them, else the first."""
+        found = (info for info in session.discover() if info.healthy and info.partitioned)
+        return next(found, devices[0])
 
 
 def usual_mode(capabilities: Capabilities) -> str:

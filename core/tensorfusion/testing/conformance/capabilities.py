@@ -63,11 +63,11 @@ class CapabilitiesConformance(Conformance):
         self,
         rig: Rig,
         session: NodeBackend,
-        devices: Sequence[DeviceInfo],
+        device_to_cut: DeviceInfo,
         request: pytest.FixtureRequest,
     ) -> None:
         """Cut out, listed with plausible amounts, given back, given back again."""
-        device = devices[0]
+        device = device_to_cut
         if not rig.capabilities.partitions:
             with refused("create_partition must be refused, capability partitions is not claimed"):
                 session.create_partition(device.uuid, "conformance-template")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tensorfusion.errors import BackendError
 from tensorfusion.spi.backend import Capabilities, NodeBackend, NodeContext
+from tensorfusion_nvidia.devices import mig_mode
 from tensorfusion_nvidia.limiter import is_there, levels
 from tensorfusion_nvidia.nvml import VENDOR, Library, Nvml
 from tensorfusion_nvidia.session import NvidiaSession
@@ -45,6 +46,7 @@ class NvidiaBackend:
         self._looked = library is not None or checkpoints is not None
         self._proc = proc
         self._sysfs = sysfs
+        self._partitions: bool | None = None
 
     def available(self) -> tuple[bool, str]:
         """Tell whether the driver answers and has a device."""
@@ -56,11 +58,16 @@ class NvidiaBackend:
         return (True, "") if count else (False, "the NVIDIA driver has no device")
 
     def capabilities(self) -> Capabilities:
-        """Tell what works; without the limiter nothing holds a worker to its limits."""
+        """Tell what works; without the limiter nothing holds a worker to its limits.
+
+        Partitions are offered where a device was in MIG mode when this process first looked.
+        """
         checkpoints = self._find_checkpoints()
+        cut = self._find_partitions()
         tiers = () if checkpoints is None else checkpoints.tiers
         return Capabilities(
-            isolation=levels(limiter=self._limiter),
+            isolation=levels(limiter=self._limiter, partitions=cut),
+            partitions=cut,
             metrics=True,
             process_usage=True,
             live_limits=True,
@@ -86,6 +93,7 @@ class NvidiaBackend:
             proc=self._proc,
             sysfs=self._sysfs,
             limiter=self._limiter,
+            partitions=self._find_partitions(),
             checkpoints=self._find_checkpoints(),
         )
 
@@ -95,3 +103,13 @@ class NvidiaBackend:
             self._looked = True
             self._checkpoints = find_checkpoints() if self.available()[0] else None
         return self._checkpoints
+
+    def _find_partitions(self) -> bool:
+        """Look once: capabilities do not change while this process runs."""
+        if self._partitions is None:
+            self._partitions = self.available()[0] and any(
+                mig_mode(self._nvml, handle)[0]
+                for index in range(int(self._nvml.call("nvmlDeviceGetCount")))
+                if (handle := self._nvml.ask("nvmlDeviceGetHandleByIndex", index)) is not None
+            )
+        return self._partitions

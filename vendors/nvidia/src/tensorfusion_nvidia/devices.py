@@ -58,7 +58,8 @@ def find_devices(nvml: Nvml, sysfs: Path) -> list[Found]:
 def _find(nvml: Nvml, handle: Any, index: int, driver: str, sysfs: Path) -> Found:
     name = text(nvml.call("nvmlDeviceGetName", handle))
     card = catalogue_card(name)
-    problem = _problem(nvml, handle, name, card)
+    cut, will_be = mig_mode(nvml, handle)
+    problem = _problem(name, card, cut=cut)
     bus_id = text(scaled(nvml.ask("nvmlDeviceGetPciInfo", handle), lambda pci: pci.busId) or "")
     info = DeviceInfo(
         uuid=text(nvml.call("nvmlDeviceGetUUID", handle)),
@@ -72,25 +73,39 @@ def _find(nvml: Nvml, handle: Any, index: int, driver: str, sysfs: Path) -> Foun
         driver_version=driver,
         multiprocessors=card.multiprocessors if card else None,
         pci_bus_id=bus_id,
+        partitioned=cut and not problem,
         healthy=not problem,
-        message=problem,
+        message=problem or _pending(cut=cut, will_be=will_be),
     )
     return Found(handle, info, nvml.ask("nvmlDeviceGetMinorNumber", handle))
 
 
-def _problem(nvml: Nvml, handle: Any, name: str, card: Card | None) -> str:
+def mig_mode(nvml: Nvml, handle: Any) -> tuple[bool, bool]:
+    """Whether a device is in MIG mode, and whether it will be after its next reset."""
+    told = nvml.ask("nvmlDeviceGetMigMode", handle)
+    return (bool(told[0]), bool(told[1])) if told else (False, False)
+
+
+def _problem(name: str, card: Card | None, *, cut: bool) -> str:
     """Say why a device must not take work; empty when it may."""
     if card is None:
         return (
             f"{name} is not in the hardware catalogue, so its compute rate is not known;"
             " add it to core/tensorfusion/model/hardware.toml"
         )
-    mig = nvml.ask("nvmlDeviceGetMigMode", handle)
-    if mig and mig[0]:
+    if cut and card.geometry is None:
         return (
-            "MIG mode is on, and partitions are not offered yet; turn it off with nvidia-smi -mig 0"
+            f"MIG mode is on, and the hardware catalogue does not know how {name} is cut;"
+            " turn it off with nvidia-smi -mig 0"
         )
     return ""
+
+
+def _pending(*, cut: bool, will_be: bool) -> str:
+    """Say what the next reset changes; empty when nothing."""
+    if cut == will_be:
+        return ""
+    return f"MIG mode is {'on' if cut else 'off'} until the device is reset: nvidia-smi --gpu-reset"
 
 
 def _numa_node(sysfs: Path, bus_id: str) -> int | None:

@@ -32,7 +32,8 @@ def open_enforcer(context: NodeContext) -> "Enforcer":
     return Enforcer(context.state_dir / "native", libraries())
 
 
-def levels(*, limiter: bool) -> Mapping[str, Enforcement]:
+def levels(*, limiter: bool, partitions: bool) -> Mapping[str, Enforcement]:
     """Isolation mode to what binds; a shared worker has its devices to itself."""
     soft = Enforcement.COOPERATIVE if limiter else Enforcement.NONE
-    return {"shared": Enforcement.NONE, "soft": soft}
+    cut = {"partitioned": Enforcement.DRIVER} if partitions else {}
+    return {"shared": Enforcement.NONE, "soft": soft, **cut}

@@ -64,6 +64,14 @@ class Nvml:
         """Return a constant, or ``default`` where this version of the library has none."""
         return int(getattr(self._library, name, default))
 
+    def make(self, kind: str, *values: int) -> Any:
+        """Make a struct of NVML."""
+        return getattr(self._library, kind)(*values)
+
+    def make_array(self, kind: str, length: int) -> Any:
+        """Make room for as many values of a type of NVML."""
+        return (getattr(self._library, kind) * length)()
+
     def call(self, function: str, *arguments: Any) -> Any:
         """Call a function of NVML.
 

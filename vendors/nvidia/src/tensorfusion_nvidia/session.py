@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from tensorfusion.errors import BackendError, DeviceLost
 from tensorfusion.spi.backend import (
     DeviceInfo,
@@ -32,6 +34,7 @@ from tensorfusion.spi.limited import Attested, LimiterFaults
 from tensorfusion_nvidia.devices import Found, find_devices, read_metrics
 from tensorfusion_nvidia.limiter import levels, open_enforcer
 from tensorfusion_nvidia.links import find_links
+from tensorfusion_nvidia.mig import Mig
 from tensorfusion_nvidia.nvml import VENDOR, Nvml
 from tensorfusion_nvidia.processes import WORKER_VARIABLE, ProcessTable, ProcessUse, process_uses
 from tensorfusion_nvidia.state import load_state, save_state
@@ -65,10 +68,12 @@ class NvidiaSession:
         proc: Path,
         sysfs: Path,
         limiter: bool = False,
+        partitions: bool = False,
         checkpoints: "Checkpoints | None" = None,
     ) -> None:
         self._nvml = nvml
-        self._levels = levels(limiter=limiter)
+        self._levels = levels(limiter=limiter, partitions=partitions)
+        self._mig = Mig(nvml, proc)
         self._enforcer = open_enforcer(context) if limiter else None
         self._suspension = None
         if checkpoints is not None:
@@ -130,11 +135,17 @@ class NvidiaSession:
             )
         with self._lock:
             devices = [self._device(spec, uuid) for uuid in spec.devices]
+            self._mig.check(spec, devices, self._state.workers)
             self._limit(spec)
             if self._state.workers.get(spec.worker) != spec:
                 self._store({**self._state.workers, spec.worker: spec})
             limits, mounts = self._given(spec)
-        visible = ",".join(spec.devices)
+            files = [
+                path
+                for device, uuid in zip(devices, spec.partitions, strict=False)
+                for path in self._mig.device_files(device, uuid)
+            ]
+        visible = ",".join(spec.partitions or spec.devices)
         return PreparedWorker(
             env={
                 "NVIDIA_VISIBLE_DEVICES": visible,
@@ -147,6 +158,7 @@ class NvidiaSession:
             device_paths=(
                 *(f"/dev/nvidia{device.minor}" for device in devices if device.minor is not None),
                 *SHARED_PATHS,
+                *files,
             ),
             enforcement=self._levels[spec.isolation],
             command=IDLE,
@@ -156,6 +168,10 @@ class NvidiaSession:
         """Change a worker's share; the limiter puts it in force at once."""
         with self._lock:
             spec = self._spec(worker)
+            if spec.partitions:
+                raise BackendError(
+                    VENDOR, f"worker {worker}: a partition has the size of its template"
+                )
             changed = dataclasses.replace(spec, share=share)
             self._limit(changed)
             self._store({**self._state.workers, worker: changed})
@@ -198,15 +214,23 @@ class NvidiaSession:
             return LimiterFaults() if self._enforcer is None else self._enforcer.faults(worker)
 
     def partitions(self) -> Sequence[Partition]:
-        """Return nothing: no partitions are offered."""
-        return ()
+        """List what the driver has, whoever made it."""
+        with self._lock:
+            return self._mig.all(self._devices())
 
     def create_partition(self, uuid: str, template: str, start: int | None = None) -> Partition:
-        """Refuse: MIG is not driven yet."""
-        raise BackendError(VENDOR, f"device {uuid}: partitions are not offered yet")
+        """Cut a device that is in MIG mode."""
+        with self._lock:
+            self._refresh()  # the mode may have been changed since
+            return self._mig.create(self._device_of(f"partition {template}", uuid), template, start)
 
     def remove_partition(self, uuid: str) -> None:
-        """Do nothing: there is none."""
+        """Give a partition back."""
+        with self._lock:
+            for worker, spec in self._state.workers.items():
+                if uuid in spec.partitions:
+                    raise BackendError(VENDOR, f"partition {uuid} is used by worker {worker}")
+            self._mig.remove(uuid)
 
     def freeze(self, worker: str, tier: Tier) -> None:
         """Move a worker's device memory to host memory by the driver's checkpoint calls."""
@@ -236,6 +260,11 @@ class NvidiaSession:
     def _suspender(self, worker: str) -> "Suspension":
         if self._suspension is None:
             raise BackendError(VENDOR, f"worker {worker}: the driver has no checkpoint calls")
+        spec = self._state.workers.get(worker)
+        if spec is not None and spec.partitions:
+            raise BackendError(
+                VENDOR, f"worker {worker}: the driver has no checkpoints on partitions"
+            )
         return self._suspension
 
     def _spec(self, worker: str) -> WorkerSpec:
@@ -297,6 +326,9 @@ class NvidiaSession:
         return [device for device in found if device.handle is not None]
 
     def _device(self, spec: WorkerSpec, uuid: str) -> Found:
+        return self._device_of(f"worker {spec.namespace}/{spec.name}", uuid)
+
+    def _device_of(self, who: str, uuid: str) -> Found:
         if uuid not in self._known:
             self._refresh()
         device = self._known.get(uuid)
@@ -304,7 +336,7 @@ class NvidiaSession:
             known = ", ".join(self._known) or "none"
             raise BackendError(
                 VENDOR,
-                f"worker {spec.namespace}/{spec.name}: no device {uuid!r} here; known: {known}",
+                f"{who}: no device {uuid!r} here; known: {known}",
             )
         if not device.info.healthy:
             raise BackendError(VENDOR, f"device {uuid} takes no work: {device.info.message}")
@@ -343,7 +375,7 @@ class NvidiaSession:
         if self._enforcer is None or not self._limited(spec):
             return row
         counters = self._enforcer.counters(spec, device.info.uuid)
-        return dataclasses.replace(
+        return msgspec.structs.replace(
             row,
             throttled_seconds_total=counters.throttled_seconds,
             busy_seconds_total=counters.charged_seconds,

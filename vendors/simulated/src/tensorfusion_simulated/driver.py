@@ -25,10 +25,10 @@ from tensorfusion.spi.backend import (
     WorkerSpec,
     WorkerUsage,
 )
-from tensorfusion.spi.limited import Attested, LimiterFaults
+from tensorfusion.spi.limited import Attachment, Attested, LimiterFaults
 from tensorfusion_native.enforcement import Enforcer
 from tensorfusion_native.libraries import libraries
-from tensorfusion_native.processes import WORKER_NAME_VARIABLE, worker_of
+from tensorfusion_native.processes import WORKER_NAME_VARIABLE, attachment, worker_of
 from tensorfusion_native.simulated_machine import CONTEXT_BYTES, SimulatedMachine, device_uuid
 from tensorfusion_native.suspension import Suspension
 from tensorfusion_simulated.description import CardGroup
@@ -223,6 +223,13 @@ class DriverSession:
         """Counters of a worker's limiter."""
         with self._lock:
             return self._enforcer.faults(worker)
+
+    def attachment(self, worker: str, pid: int) -> Attachment:
+        """How a process of a worker stands to the driver."""
+        with self._lock:
+            spec = self._state.workers.get(worker)
+        limited = spec is not None and _is_limited(spec)
+        return attachment(pid) if limited else Attachment.EXEMPT
 
     def partitions(self) -> Sequence[Partition]:
         """Return nothing: no partitions are offered."""

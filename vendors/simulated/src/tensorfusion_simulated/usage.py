@@ -16,25 +16,34 @@ from tensorfusion_native.enforcement import NOTHING, Counters, Enforcer, Row
 from tensorfusion_native.management import Management
 from tensorfusion_native.metering import Meter, Metered
 
-MEASURE_SECONDS = 0.9
-"""Just below a second, so that who reads once a second always gets a new measurement."""
+MEASURE_SECONDS = 0.95
+"""Just below a second, so that who reads once a second always gets a new measurement. Who reads more
+often gets it in the first reading of every second of the clock, which is the one that the agent takes
+apart: what was counted at the measurement and what is counted now are the same then."""
 
 
 class UsageRows(Sequence[WorkerUsage]):
     """One reading, whose rows are made when they are first looked at.
 
+    Args:
+        make: Makes them. ``lock``: held for it.
+
     Concurrency: any thread may look.
     """
 
-    def __init__(self, make: Callable[[], list[WorkerUsage]]) -> None:
+    def __init__(
+        self, make: Callable[[], list[WorkerUsage]], lock: AbstractContextManager[object]
+    ) -> None:
         self._make: Callable[[], list[WorkerUsage]] | None = make
         self._made: list[WorkerUsage] = []
+        self._lock = lock
 
     def _rows(self) -> list[WorkerUsage]:
-        make = self._make
-        if make is not None:
-            self._made = make()
-            self._make = None  # after the rows are there: other threads may look meanwhile
+        if self._make is not None:
+            with self._lock:
+                if self._make is not None:  # two threads may look at a time
+                    self._made = self._make()
+                    self._make = None
         return self._made
 
     def __len__(self) -> int:
@@ -118,24 +127,24 @@ class UsageReader:
         if workers is not self._workers:
             self._place(workers)
         copies = self._enforcer.copy(self._rows)
-        if moment - self._measured_at >= MEASURE_SECONDS:
+        since = moment - self._measured_at
+        if since >= MEASURE_SECONDS or moment // 1.0 != self._measured_at // 1.0:
             self._measure()
             self._measured_at = moment
             self._base = dict(zip(self._rows, copies, strict=True))
         places, measured, rows, base = self._places, self._measured, self._rows, self._base
 
         def make() -> list[WorkerUsage]:
-            with self._lock:
-                found = []
-                for place in places:
-                    row = rows[place.row] if place.row >= 0 else None
-                    raw = copies[place.row] if row is not None else b""
-                    then = base.get(row, raw) if row is not None else b""
-                    metered = measured[place.uuid][place.spec.worker]
-                    found.append(self._row(place, row, metered, then, raw, now))
-                return found
+            found = []
+            for place in places:
+                row = rows[place.row] if place.row >= 0 else None
+                raw = copies[place.row] if row is not None else b""
+                then = base.get(row, raw) if row is not None else b""
+                metered = measured[place.uuid][place.spec.worker]
+                found.append(self._row(place, row, metered, then, raw, now))
+            return found
 
-        return UsageRows(make)
+        return UsageRows(make, self._lock)
 
     def _place(self, workers: Mapping[str, WorkerSpec]) -> None:
         """Take in that there are other workers, or that some changed."""

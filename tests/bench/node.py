@@ -1,0 +1,252 @@
+"""``python tests/bench/node.py [--json] [--only churn|smi|slow]``: what else a node has to bear.
+
+churn: workers made and killed over and over; what is left of files, open files and memory.
+smi: the tables of many workers, laid out for 80 columns.
+slow: clients of the agent that never finish their requests, and what they do to the sampler.
+"""
+
+import argparse
+import contextlib
+import gc
+import itertools
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.agent import SAMPLE_SECONDS, create_loads, machine, print_rows, site_of
+from rig.agents import UnixConnection
+
+from tensorfusion.clock import SystemClock
+from tensorfusion.hypervisor.environment import process_environment
+from tensorfusion.spi.backend import NodeContext, Share, WorkerSpec
+from tensorfusion_native.libraries import libraries
+from tensorfusion_native.show import COLUMNS, Watcher, to_text
+from tensorfusion_simulated.backend import SimulatedBackend
+
+GIB = 1 << 30
+ALIVE = 16
+"""Workers at a time, at most."""
+REAL_EVERY = 20
+"""One worker of so many has a process on the driver, which is killed."""
+CLIENTS = 1000
+
+
+def session_of(folder, devices):
+    """A session of the fidelity driver, without an agent."""
+    description = machine(devices)
+    backend = SimulatedBackend()
+    backend.nodes(description)
+    return backend.open(
+        NodeContext(node="sim", state_dir=folder, clock=SystemClock(), settings=description)
+    )
+
+
+def worker(number, devices):
+    """The worker of a number, on one of the devices."""
+    name = f"w{number}"
+    return WorkerSpec(
+        worker=name, namespace="ns", name=name, workload="w",
+        devices=(devices[number % len(devices)],), share=Share(1000, GIB, 1000, GIB),
+    )  # fmt: skip
+
+
+def held():
+    """Open files of this process, and bytes of memory that are its own.
+
+    Mapped files, such as the simulated driver's state, are no memory of its own.
+    """
+    gc.collect()
+    text = Path("/proc/self/status").read_text()
+    own = next(line for line in text.splitlines() if line.startswith("RssAnon:"))
+    return len(os.listdir("/proc/self/fd")), 1024 * int(own.split()[1])
+
+
+def start(session, spec):
+    """A process of a worker that uses its device."""
+    prepared = session.prepare(spec)
+    return subprocess.Popen(
+        [str(libraries().load), "seconds=600", "kernel_us=100", "duty=5", "deadline_s=600"],
+        env=process_environment(os.environ, prepared.env),
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def end(process):
+    """Kill a worker's process, if it has one."""
+    if process is not None:
+        process.kill()
+        process.wait()
+
+
+def churn(count, seed=1):
+    """Make and kill workers in random order; growth is that of the last nine tenths."""
+    chance = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        session = session_of(Path(folder), 4)
+        devices = [device.uuid for device in session.discover()]
+        alive: dict[str, subprocess.Popen | None] = {}
+
+        def shrink(most):
+            while len(alive) > most:
+                name = chance.choice(list(alive))
+                end(alive.pop(name))
+                session.release(name)
+
+        before = (0, 0)
+        for number in range(count):
+            spec = worker(number, devices)
+            session.prepare(spec)
+            alive[spec.worker] = start(session, spec) if number % REAL_EVERY == 0 else None
+            if number % 10 == 0:
+                list(session.usage())
+            shrink(chance.randint(0, ALIVE))
+            if number == count // 10:
+                shrink(0)
+                list(session.usage())
+                before = held()
+        shrink(0)
+        list(session.usage())
+        after = held()
+        files = list(Path(folder).glob("native/workers/*"))
+        used = sum(reading.vram_used_bytes or 0 for reading in session.metrics())
+        session.close()
+    later = f"over the last {count - count // 10} of them"
+    return [
+        (f"files left by {count} workers", float(len(files)), 0.0, "files"),
+        (f"bytes on devices left by {count} workers", float(used), 0.0, "bytes"),
+        (f"open files, {later}", float(after[0] - before[0]), 0.0, "files"),
+        (f"memory of its own, {later}", (after[1] - before[1]) / 2**20, 1.0, "MiB"),
+    ]
+
+
+def smi(workers, rounds=20):
+    """Lay out the tables of many workers; the reading before it is told beside."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = session_of(Path(folder), 8)
+        devices = [device.uuid for device in session.discover()]
+        for number in range(workers):
+            session.prepare(worker(number, devices))
+        watcher = Watcher([Path(folder) / "native"], libraries())
+        looks, layouts = [], []
+        for _ in range(rounds):
+            moment = time.perf_counter()
+            seen = watcher.look()
+            looks.append(time.perf_counter() - moment)
+            moment = time.perf_counter()
+            lines = to_text(seen)
+            layouts.append(time.perf_counter() - moment)
+        session.close()
+    assert len(seen.workers) == workers
+    widest = max(map(len, lines))
+    return [
+        (f"smi, {workers} workers: reading, median", 1000 * statistics.median(looks), 50.0, "ms"),
+        (f"smi, {workers} workers: tables, worst", 1000 * max(layouts), 50.0, "ms"),
+        (f"smi, {workers} workers: widest line", float(widest), float(COLUMNS), "columns"),
+    ]
+
+
+def insist(site):
+    """The agent's metrics; a full backlog of its socket is no answer yet."""
+    while True:
+        try:
+            status, text = site.ask("GET", "/metrics")
+        except (BlockingIOError, ConnectionError):  # the failed socket is the garbage collector's
+            time.sleep(0.01)
+            continue
+        assert status == 200, text
+        return text
+
+
+def gaps(site, seconds):
+    """The longest pause between two readings of the agent, and the longest answer; seconds."""
+    moments, answers = set(), []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        asked = time.monotonic()
+        text = insist(site)
+        answers.append(time.monotonic() - asked)
+        line = next(x for x in text.splitlines() if x.startswith(HEARTBEAT))
+        moments.add(float(line.rpartition(" ")[2]))
+        time.sleep(SAMPLE_SECONDS / 4)
+    ordered = sorted(moments)
+    return max(b - a for a, b in itertools.pairwise(ordered)), max(answers)
+
+
+HEARTBEAT = "tensorfusion_hypervisor_last_heartbeat_timestamp_seconds{"
+
+
+def slow(clients, seconds):
+    """Clients that send half a request and wait, beside a sampler and one client in a hurry."""
+    with tempfile.TemporaryDirectory() as folder:
+        site = site_of(folder, 8)
+        try:
+            create_loads(site, 8, 1, "kernel_us=200", "duty=1")
+            time.sleep(3.0)
+            quiet, alone = gaps(site, seconds)
+            stop = threading.Event()
+            thread = threading.Thread(target=annoy, args=(site, clients, stop))
+            thread.start()
+            time.sleep(1.0)
+            pressed, beside = gaps(site, seconds)
+            stop.set()
+            thread.join()
+        finally:
+            site.close()
+    return [
+        ("sampler's longest pause, nobody else", 1000 * quiet, 200.0, "ms"),
+        (f"sampler's longest pause, {clients} slow clients", 1000 * pressed, 200.0, "ms"),
+        ("longest answer of /metrics, nobody else", 1000 * alone, 1000.0, "ms"),
+        (f"longest answer of /metrics, {clients} slow clients", 1000 * beside, 1000.0, "ms"),
+    ]
+
+
+def annoy(site, clients, stop):
+    """Keep so many connections open that send a byte now and then."""
+    with contextlib.ExitStack() as stack:
+        opened: list[UnixConnection] = []
+        while not stop.is_set():
+            while len(opened) < clients:
+                connection = UnixConnection(site.socket)
+                try:
+                    connection.connect()
+                    connection.sock.sendall(b"GET /api/v1/workers HTTP/1.1\r\nX-Slow: ")
+                except OSError:
+                    connection.close()
+                    break
+                opened.append(stack.enter_context(contextlib.closing(connection)))
+            stop.wait(0.5)
+            for connection in [*opened]:
+                try:
+                    connection.sock.sendall(b"a")
+                except OSError:
+                    connection.close()
+                    opened.remove(connection)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="Print one object a row.")
+    parser.add_argument("--workers", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--only", choices=("churn", "smi", "slow"))
+    given = parser.parse_args()
+    parts = {
+        "churn": lambda: churn(given.workers),
+        "smi": lambda: smi(64),
+        "slow": lambda: slow(CLIENTS, given.seconds),
+    }
+    for name, part in parts.items():
+        if given.only in (None, name):
+            print_rows(part(), as_json=given.json)
+
+
+if __name__ == "__main__":
+    main()
