@@ -382,6 +382,9 @@ def test_percentages_are_of_the_device(world):
     share = spec_of(world, "w").share
 
     assert (share.request_gflops, share.limit_gflops) == (31_200, 78_000)
+    assert (share.request_on(312_000), share.limit_on(312_000)) == (31_200, 78_000)
+    # The worker's other cards need not be of the same model.
+    assert (share.request_on(65_000), share.limit_on(65_000)) == (6_500, 16_250)
 
 
 def test_deleted_pod_releases_its_worker_and_goes(world):

@@ -246,6 +246,25 @@ def test_a_changed_promise_counts_from_the_next_look(world):
     assert session.limits["one"] == 99
 
 
+@pytest.mark.parametrize(
+    ("share", "lent"),
+    [
+        (Share(20, 1, 20, 1), Share(20, 1, 99, 1)),
+        (Share(20, 1, 20, 1, 20_000, 20_000), Share(20, 1, 99, 1, 20_000, 99_000)),
+    ],
+)
+def test_what_is_lent_is_the_same_part_of_each_card(world, share, lent):
+    session, specs, spec, run = world
+    spec("one", 20, 20)
+    specs["one"] = replace(specs["one"], share=share)
+    given = []
+    put = session.set_limits
+    session.set_limits = lambda worker, changed: (given.append(changed), put(worker, changed))
+    session.wants["one"] = 100
+    run(1)
+    assert given[-1] == lent
+
+
 def test_workers_on_several_devices_and_broken_sessions_are_left_alone(world):
     session, _, spec, run = world
     spec("wide", 30, 30, devices=("card", "other"))

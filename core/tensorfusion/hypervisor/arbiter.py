@@ -12,7 +12,7 @@ The decision is pure (`divide`); `Arbiter` reads the sessions, decides and sets 
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from tensorfusion.api.scheduling_config import HypervisorScheduling
@@ -340,7 +340,6 @@ class Arbiter:
         wanted = max(1, round(gflops))
         if abs(wanted - before) <= 0.002 * before:
             return False
-        share: Share = replace(spec.share, limit_gflops=wanted)
-        session.set_limits(spec.worker, share)
+        session.set_limits(spec.worker, spec.share.limited_to(wanted))
         seen.granted = float(wanted)
         return True

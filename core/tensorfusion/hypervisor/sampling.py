@@ -2,7 +2,8 @@
 
 A pass reads every session once; what was read last is handed to the exposition's cache and to the
 metric store. Where samples are taken more often than anyone looks, the second part is done by who
-found. Rates stay FLOP/s (base unit), memory bytes.
+asks. What agents read of their own nodes is handed on with it. Rates stay FLOP/s (base unit),
+memory bytes.
 """
 
 import logging
@@ -16,7 +17,7 @@ from tensorfusion.api.core.pod import Pod
 from tensorfusion.clock import Clock
 from tensorfusion.errors import BackendError
 from tensorfusion.hypervisor.discovery import Discovery
-from tensorfusion.hypervisor.series import GIGA, Readings, Rows
+from tensorfusion.hypervisor.series import GIGA, NodeReading, Readings, Rows
 from tensorfusion.runtime.instruments import Instruments
 from tensorfusion.spi.backend import (
     Capabilities,
@@ -55,13 +56,13 @@ STORED = frozenset(
 
 
 @dataclass(slots=True)
-class _Reading:
-    """One look at a node, seconds since the epoch."""
+class _Measured:
+    """What a session measured, and when, seconds since the epoch."""
 
     time: float
     devices: Sequence[DeviceMetrics] = ()
     devices_at: float = 0.0
-    workers: Sequence[WorkerUsage] = ()
+    usage: Sequence[WorkerUsage] = ()
 
 
 class Sampling:
@@ -86,8 +87,10 @@ class Sampling:
         self._clock = clock
         self.pool_of: Callable[[str], str] = lambda _node: ""
         """Names the pool of a node; set by the composition."""
-        self.latest: dict[str, _Reading] = {}
-        """The last reading of each node that could be read."""
+        self.elsewhere: Callable[[], Mapping[str, NodeReading]] = dict
+        """The last readings of nodes that have agents of their own; set by the composition."""
+        self._latest: dict[str, _Measured] = {}
+        """Of each node that could be read."""
         self._lock = threading.Lock()
         self._shown: set[str] = set()
         self._pairs: dict[tuple[str, ...], dict[tuple[str, ...], Labels]] = {}
@@ -126,25 +129,42 @@ class Sampling:
         """Read every session once; a node that cannot be read has no reading."""
         for node, session in self._sessions.items():
             now = self._clock.now()
-            last = self.latest.get(node)
-            reading = _Reading(now)
+            last = self._latest.get(node)
+            measured = _Measured(now)
             try:
                 if last is not None and last.devices and now - last.devices_at < DEVICE_SECONDS:
-                    reading.devices, reading.devices_at = last.devices, last.devices_at
+                    measured.devices, measured.devices_at = last.devices, last.devices_at
                 elif self._capabilities.metrics:
-                    reading.devices, reading.devices_at = session.metrics(), now
+                    measured.devices, measured.devices_at = session.metrics(), now
                 if self._capabilities.process_usage:
-                    reading.workers = session.usage()
+                    measured.usage = session.usage()
             except BackendError as error:
                 log.warning("sampling failed", extra={"node": node, "error": str(error)})
-                self.latest.pop(node, None)
+                self._latest.pop(node, None)
                 continue
-            self.latest[node] = reading
+            self._latest[node] = measured
 
     def usage(self, node: str) -> Sequence[WorkerUsage]:
         """What the workers of a node used at the last reading."""
-        reading = self.latest.get(node)
-        return reading.workers if reading is not None else ()
+        measured = self._latest.get(node)
+        return measured.usage if measured is not None else ()
+
+    def reading(self, node: str) -> NodeReading | None:
+        """The last reading of a node with what is known of it now; None where it has none."""
+        measured = self._latest.get(node)
+        if measured is None:
+            return None
+        session, can = self._sessions[node], self._capabilities
+        specs = session.workers() if can.process_usage else ()
+        limited = session if isinstance(session, LimitedWorkers) else None
+        return NodeReading(
+            time=measured.time,
+            infos=self._discovery.infos.get(node, {}),
+            devices=measured.devices if can.metrics else None,
+            usage=measured.usage if can.process_usage else None,
+            specs=specs,
+            faults={s.worker: limited.faults(s.worker) for s in specs} if limited else {},
+        )
 
     def publish(self) -> None:
         """Hand the last readings on; one thread at a time."""
@@ -152,12 +172,17 @@ class Sampling:
             rows: Rows = {}
             found = Readings()
             pods = {pod.metadata.uid: pod for pod in self._pods.values()}
-            for node, reading in self.latest.copy().items():
-                session = self._sessions[node]
-                if self._capabilities.metrics:
-                    self._add_devices(node, reading.devices, found, rows)
-                if self._capabilities.process_usage:
-                    self._add_workers(node, session, reading.workers, found, pods)
+            readings = dict(self.elsewhere())
+            for node in self._sessions:
+                reading = self.reading(node)
+                if reading is not None:
+                    readings[node] = reading
+            for node, reading in readings.items():
+                facts = self._facts_of(node, reading.infos)
+                if reading.devices is not None:
+                    _add_devices(facts, reading.devices, found, rows)
+                if reading.usage is not None:
+                    _add_workers(facts, reading, reading.usage, found, pods)
                 self._instruments.set(
                     "tensorfusion_hypervisor_last_heartbeat_timestamp_seconds",
                     reading.time,
@@ -195,20 +220,12 @@ class Sampling:
             # Hook isolation: the store is a plugin, and scrapes go on without it.
             log.exception("samples not stored")
 
-    def _add_devices(
-        self, node: str, readings: Sequence[DeviceMetrics], found: Readings, rows: Rows
-    ) -> None:
-        pool = self.pool_of(node)
-        facts = self._facts_of(node, pool, self._discovery.infos.get(node, {}))
-        for name, series in facts.rows.items():
-            rows.setdefault(name, []).extend(series)
-        labels = facts.labels
-        found.devices += [(labels[r.uuid], r) for r in readings if r.uuid in labels]
-
-    def _facts_of(self, node: str, pool: str, infos: Mapping[str, DeviceInfo]) -> "_Facts":
+    def _facts_of(self, node: str, infos: Mapping[str, DeviceInfo]) -> "_Facts":
         """What changes only when discovery finds something else."""
+        pool = self.pool_of(node)
         known = self._facts.get(node)
-        if known is not None and known.pool == pool and known.infos is infos:
+        # Those of an agent are decoded anew each time, and mostly equal.
+        if known is not None and known.pool == pool and known.infos == infos:
             return known
         rows: Rows = {}
         labels = {uuid: (pool, node, uuid.lower()) for uuid in infos}
@@ -219,46 +236,8 @@ class Sampling:
             _add(rows, "gpu_vram_capacity_bytes", who, info.vram_bytes)
             _add(rows, "gpu_compute_capacity_flops", who, info.compute_gflops * GIGA)
             _add(rows, "gpu_healthy", who, float(info.healthy))
-        known = self._facts[node] = _Facts(pool, infos, labels, rows)
+        known = self._facts[node] = _Facts(pool, node, infos, labels, rows)
         return known
-
-    def _add_workers(
-        self,
-        node: str,
-        session: NodeBackend,
-        usage: Sequence[WorkerUsage],
-        found: Readings,
-        pods: Mapping[str, Pod],
-    ) -> None:
-        pool = self.pool_of(node)
-        infos = self._discovery.infos.get(node, {})
-        labels = self._facts_of(node, pool, infos).labels
-        specs = {spec.worker: spec for spec in session.workers()}
-        workers_on: dict[str, int] = dict.fromkeys(infos, 0)
-        for use in usage:
-            spec = specs.get(use.worker)
-            if spec is None:
-                continue
-            uuid = use.uuid
-            workers_on[uuid] = workers_on.get(uuid, 0) + 1
-            who = (pool, node, spec.namespace, spec.workload, spec.name, uuid.lower())
-            capacity = infos[uuid].compute_gflops if uuid in infos else 0
-            found.uses.append((who, use, capacity))
-        found.counts += [
-            (labels.get(uuid) or (pool, node, uuid.lower()), float(count))
-            for uuid, count in workers_on.items()
-        ]
-        limited = session if isinstance(session, LimitedWorkers) else None
-        for spec in specs.values():
-            pod = pods.get(spec.worker)
-            ready = pod is not None and pod_view.is_ready(pod)
-            faults = limited.faults(spec.worker) if limited is not None else None
-            owner = (pool, node, spec.namespace, spec.workload, spec.name)
-            found.held.append((owner, spec, ready, faults))
-
-
-def _add(rows: Rows, name: str, labels: tuple[str, ...], value: float) -> None:
-    rows.setdefault(names.METRIC_PREFIX + name, []).append((labels, float(value)))
 
 
 @dataclass(slots=True)
@@ -266,6 +245,50 @@ class _Facts:
     """What is known of a node's devices besides their readings: labels by uuid, and rows."""
 
     pool: str
+    node: str
     infos: Mapping[str, DeviceInfo]
     labels: Mapping[str, tuple[str, ...]]
     rows: Rows
+
+
+def _add_devices(
+    facts: _Facts, devices: Sequence[DeviceMetrics], found: Readings, rows: Rows
+) -> None:
+    for name, series in facts.rows.items():
+        rows.setdefault(name, []).extend(series)
+    labels = facts.labels
+    found.devices += [(labels[r.uuid], r) for r in devices if r.uuid in labels]
+
+
+def _add_workers(
+    facts: _Facts,
+    reading: NodeReading,
+    usage: Sequence[WorkerUsage],
+    found: Readings,
+    pods: Mapping[str, Pod],
+) -> None:
+    pool, node, infos = facts.pool, facts.node, facts.infos
+    specs = {spec.worker: spec for spec in reading.specs}
+    workers_on: dict[str, int] = dict.fromkeys(infos, 0)
+    for use in usage:
+        spec = specs.get(use.worker)
+        if spec is None:
+            continue
+        uuid = use.uuid
+        workers_on[uuid] = workers_on.get(uuid, 0) + 1
+        who = (pool, node, spec.namespace, spec.workload, spec.name, uuid.lower())
+        capacity = infos[uuid].compute_gflops if uuid in infos else 0
+        found.uses.append((who, use, capacity))
+    found.counts += [
+        (facts.labels.get(uuid) or (pool, node, uuid.lower()), float(count))
+        for uuid, count in workers_on.items()
+    ]
+    for spec in specs.values():
+        pod = pods.get(spec.worker)
+        ready = pod is not None and pod_view.is_ready(pod)
+        owner = (pool, node, spec.namespace, spec.workload, spec.name)
+        found.held.append((owner, spec, ready, reading.faults.get(spec.worker)))
+
+
+def _add(rows: Rows, name: str, labels: tuple[str, ...], value: float) -> None:
+    rows.setdefault(names.METRIC_PREFIX + name, []).append((labels, float(value)))

@@ -1,11 +1,14 @@
-"""What a pass of sampling found, as series: one list of rows per metric."""
+"""What a pass of sampling found, and as series: one list of rows per metric."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
+
+import msgspec
 
 from tensorfusion import names
 from tensorfusion.runtime.instruments import Row
 from tensorfusion.spi.backend import (
+    DeviceInfo,
     DeviceMetrics,
     Pressure,
     Share,
@@ -46,6 +49,26 @@ _OF_SHARE: Sequence[tuple[str, Callable[[Share], float], float]] = (
     ("worker_vram_request_bytes", attrgetter("request_vram_bytes"), 1.0),
     ("worker_vram_limit_bytes", attrgetter("limit_vram_bytes"), 1.0),
 )
+
+
+class NodeReading(msgspec.Struct, frozen=True, kw_only=True):
+    """One look at a node: everything that its series are made of, wherever that is done.
+
+    Attributes:
+        time: Seconds since the epoch, by the node's clock.
+        infos: Its devices by uuid, as discovered.
+        devices: None where the backend does not measure devices.
+        usage: None where it does not measure workers.
+        specs: The workers that it holds.
+        faults: By worker, what its limiter could not do; of limited workers only.
+    """
+
+    time: float
+    infos: Mapping[str, DeviceInfo]
+    devices: Sequence[DeviceMetrics] | None = None
+    usage: Sequence[WorkerUsage] | None = None
+    specs: Sequence[WorkerSpec] = ()
+    faults: Mapping[str, LimiterFaults] = {}
 
 
 class Readings:

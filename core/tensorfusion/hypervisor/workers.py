@@ -280,8 +280,7 @@ class WorkerController:
         if spec is None:
             raise NotFound(f"worker {worker!r} is not known on this node")
         share = dataclasses.replace(
-            spec.share,
-            limit_gflops=spec.share.limit_gflops if gflops is None else gflops,
+            spec.share if gflops is None else spec.share.limited_to(gflops),
             limit_vram_bytes=spec.share.limit_vram_bytes if vram_bytes is None else vram_bytes,
         )
         self._overrides.put(worker, share)
@@ -314,6 +313,8 @@ class WorkerController:
             request_vram_bytes=request.vram_bytes,
             limit_gflops=limit.gflops_on(first.compute_gflops) or first.compute_gflops,
             limit_vram_bytes=limit.vram_bytes or first.vram_bytes,
+            request_milli_percent=request.milli_percent,
+            limit_milli_percent=limit.milli_percent,
         )
         worker, name = worker_of(pod)
         share = self._overrides.share(worker, asked)

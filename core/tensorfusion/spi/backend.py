@@ -4,7 +4,7 @@ Nothing here assumes CUDA. Where a device cannot answer, the value is None, neve
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -224,14 +224,49 @@ class FrozenWorker:
     waiting: bool | None = None
 
 
+WHOLE_MILLI_PERCENT = 100_000
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A worker's hold on one device: what is promised and what is the most it may take."""
+    """A worker's hold on one device: what is promised and what is the most it may take.
+
+    Attributes:
+        request_gflops: GFLOP/s; of the worker's first device, where it was asked for as a share.
+        limit_gflops: Likewise.
+        request_milli_percent: What was asked for as a share of a device, in thousandths of a
+            percent; 0 where it was asked for in FLOP/s. Devices of a worker may differ.
+        limit_milli_percent: Likewise.
+    """
 
     request_gflops: int
     request_vram_bytes: int
     limit_gflops: int
     limit_vram_bytes: int
+    request_milli_percent: int = 0
+    limit_milli_percent: int = 0
+
+    def request_on(self, card_gflops: int) -> int:
+        """Return what is promised of a device with so much compute, GFLOP/s."""
+        if self.request_milli_percent:
+            return card_gflops * self.request_milli_percent // WHOLE_MILLI_PERCENT
+        return self.request_gflops
+
+    def limit_on(self, card_gflops: int) -> int:
+        """Return the most that may be taken of a device with so much compute, GFLOP/s."""
+        if self.limit_milli_percent:
+            return card_gflops * self.limit_milli_percent // WHOLE_MILLI_PERCENT
+        return self.limit_gflops
+
+    def limited_to(self, gflops: int) -> "Share":
+        """Return the same with another limit, GFLOP/s on the first device.
+
+        Where the limit is a share of a device, it is the same share of each.
+        """
+        milli = self.limit_milli_percent
+        if milli and self.limit_gflops:
+            milli = max(1, milli * gflops // self.limit_gflops)
+        return replace(self, limit_gflops=gflops, limit_milli_percent=milli)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +276,7 @@ class WorkerSpec:
     Attributes:
         worker: Identity: the pod's uid.
         devices: uuids in the order the worker's containers see them.
-        share: Per device, the same on each.
+        share: Per device.
         partitions: For isolation ``partitioned``: uuid of the slice of each device.
         when_full: What happens when a device is full although the worker is within its limit.
         annotations: The pod's, for vendor hints and the simulated load.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tensorfusion.errors import BackendError
-from tensorfusion.spi.backend import Mount, Pressure, WorkerSpec
+from tensorfusion.spi.backend import Mount, Pressure, Share, WorkerSpec
 from tensorfusion.spi.limited import Attested, LimiterFaults
 from tensorfusion_native.attestation import read_attestations
 from tensorfusion_native.libraries import Libraries
@@ -81,22 +81,23 @@ class Enforcer:
         self._wishes = _Copies(self._workers)
         self._limited: list[Row] = []
 
-    def put(self, spec: WorkerSpec, whole_gflops: int) -> None:
+    def put(self, spec: WorkerSpec, rates: Mapping[str, int]) -> None:
         """Make a worker's files, or put its changed share in force at once.
 
         Args:
             spec: Its limits hold on each of its devices.
-            whole_gflops: Rate of one of them.
+            rates: Compute of each of those, GFLOP/s.
 
         Raises:
             BackendError: The files cannot be written.
         """
-        ratio = spec.share.limit_gflops / whole_gflops if whole_gflops else 0.0
+        ratios = [_ratio(spec.share, rates.get(uuid, 0)) for uuid in spec.devices]
         record = WorkerRecord(
             name=spec.worker,
             devices=list(spec.devices),
             vram_bytes=spec.share.limit_vram_bytes,
-            compute_ratio=min(1.0, ratio) or 1.0,
+            compute_ratio=max(ratios, default=1.0),
+            compute_ratios=ratios if len(set(ratios)) > 1 else [],
             context_bytes=self._context_bytes,
             command=[f"{spec.namespace}/{spec.name}"],
             full=spec.when_full.policy.value,
@@ -188,6 +189,12 @@ class Enforcer:
     def close(self) -> None:
         """Unmap the files; the workers keep running under their limits."""
         self._workers.close()
+
+
+def _ratio(share: Share, whole_gflops: int) -> float:
+    """Return the part of a device's time that a share may take: above 0, at most 1."""
+    limit = share.limit_on(whole_gflops)
+    return min(1.0, limit / whole_gflops) if whole_gflops and limit else 1.0
 
 
 class _Counted(NamedTuple):

@@ -26,7 +26,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         name: Unique among its owner's workers.
         devices: The driver's uuids.
         vram_bytes: Cap per device; 0 is none.
-        compute_ratio: Share of each device's time, above 0 up to 1.
+        compute_ratio: Share of each device's time, above 0 up to 1; the largest where they differ.
+        compute_ratios: Per device, where they differ: the same rate is another share of each card.
         context_bytes: What is charged for a context; 0 where it is not known.
         pid: Its launcher, where it ends with one; 0 otherwise.
         start_ticks: When the launcher started, as the kernel counts.
@@ -40,6 +41,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     devices: list[str]
     vram_bytes: int = 0
     compute_ratio: float = 1.0
+    compute_ratios: list[float] = []
     context_bytes: int = 0
     pid: int = 0
     start_ticks: int = 0
@@ -54,11 +56,15 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
             DeviceLimit(
                 uuid,
                 self.vram_bytes,
-                self.compute_ratio,
+                ratio,
                 self.context_bytes,
                 spill_bytes=self.spill_bytes,
             )
-            for uuid in self.devices
+            for uuid, ratio in zip(
+                self.devices,
+                self.compute_ratios or [self.compute_ratio] * len(self.devices),
+                strict=True,
+            )
         ]
 
     def full_policy(self) -> FullPolicy:

@@ -18,6 +18,7 @@ from tensorfusion.hypervisor.environment import process_environment
 from tensorfusion.spi.backend import Enforcement, NodeContext, Share, WorkerSpec
 from tensorfusion.testing import conformance
 from tensorfusion_native.libraries import built, libraries
+from tensorfusion_native.workers import Workers
 from tensorfusion_simulated.backend import SimulatedBackend
 from tensorfusion_simulated.description import SimulatedSettings, read_settings
 from tensorfusion_simulated.state import Fault, Faults, load_state, write_atomic
@@ -203,6 +204,34 @@ def test_a_load_is_played_on_every_device_of_a_worker(driver):
     whole = session.discover()[0].compute_gflops
     rows = {row.uuid: 100 * row.compute_gflops / whole for row in session.usage()}
     assert rows == {uuid: pytest.approx(30, abs=6) for uuid in uuids}
+
+
+@pytest.mark.parametrize(("milli", "second"), [(20_000, 20), (0, 96)])
+def test_cards_of_several_models_each_have_a_limit_of_their_own(tmp_path, milli, second):
+    gpus = [{"model": "A100_SXM_80G"}, {"model": "T4"}]
+    settings = {"fidelity": "driver", "nodes": [{"name": "sim", "gpus": gpus}]}
+    backend = SimulatedBackend()
+    backend.nodes(settings)
+    session = backend.open(
+        NodeContext(node="sim", state_dir=tmp_path, clock=SystemClock(), settings=settings)
+    )
+    infos = session.discover()
+    share = Share(62_400, GIB, 62_400, GIB, milli, milli)
+    session.prepare(
+        WorkerSpec(
+            worker="w",
+            namespace="ns",
+            name="w",
+            workload="w",
+            devices=tuple(info.uuid for info in infos),
+            share=share,
+        )
+    )
+    record = Workers(tmp_path / "native" / "workers").find("w")
+    session.close()
+    assert [info.compute_gflops for info in infos] == [312_000, 65_000]
+    ratios = [100 * limit.compute_ratio for limit in record.limits()]
+    assert ratios == [pytest.approx(20), pytest.approx(second)]
 
 
 def test_a_card_that_failed_takes_no_work(tmp_path, driver):

@@ -24,6 +24,27 @@ def test_limit_binds_and_counts_as_throttled(node):
     assert row.throttled_seconds_total == pytest.approx(10 * (1 - 60_000 / A100))
 
 
+@pytest.mark.parametrize(
+    ("share", "percents"),
+    [
+        (Share(31_200, GIB, 31_200, GIB, 10_000, 10_000), {"A100_SXM_80G": 10, "T4": 10}),
+        (Share(31_200, GIB, 31_200, GIB), {"A100_SXM_80G": 10, "T4": 48}),
+        (Share(31_200, GIB, 156_000, GIB, 10_000, 50_000), {"A100_SXM_80G": 50, "T4": 50}),
+    ],
+    ids=["share", "flops", "limit above the request"],
+)
+def test_cards_of_several_models_each_give_their_part(node, share, percents):
+    session = node.open("A100_SXM_80G", "T4")
+    session.prepare(node.spec(session, cards=2, share=share))
+    session.usage()
+    node.clock.advance(10)
+    cards = {info.uuid: (info.model, info.compute_gflops) for info in session.discover()}
+    used = {
+        cards[row.uuid][0]: 100 * row.compute_gflops / cards[row.uuid][1] for row in session.usage()
+    }
+    assert used == {model: pytest.approx(percent, rel=0.01) for model, percent in percents.items()}
+
+
 def test_over_committed_card_shows_contention(node):
     session = node.open()
     share = Share(A100 // 2, GIB, A100, GIB)

@@ -30,9 +30,9 @@ from tensorfusion.spi.backend import (
     WorkerSpec,
     WorkerUsage,
 )
-from tensorfusion.spi.limited import Attested, LimiterFaults
+from tensorfusion.spi.limited import Attachment, Attested, LimiterFaults
 from tensorfusion_nvidia.devices import Found, find_devices, read_metrics
-from tensorfusion_nvidia.limiter import levels, open_enforcer
+from tensorfusion_nvidia.limiter import attachment_of, levels, open_enforcer
 from tensorfusion_nvidia.links import find_links
 from tensorfusion_nvidia.mig import Mig
 from tensorfusion_nvidia.nvml import VENDOR, Nvml
@@ -213,6 +213,13 @@ class NvidiaSession:
         with self._lock:
             return LimiterFaults() if self._enforcer is None else self._enforcer.faults(worker)
 
+    def attachment(self, worker: str, pid: int) -> Attachment:
+        """How a process of a worker stands to the driver; all are exempt where there is no limiter."""
+        with self._lock:
+            spec = self._state.workers.get(worker)
+        limited = self._enforcer is not None and spec is not None and self._limited(spec)
+        return attachment_of(pid) if limited else Attachment.EXEMPT
+
     def partitions(self) -> Sequence[Partition]:
         """List what the driver has, whoever made it."""
         with self._lock:
@@ -294,8 +301,8 @@ class NvidiaSession:
 
     def _limit(self, spec: WorkerSpec) -> None:
         if self._enforcer is not None and self._limited(spec):
-            first = self._device(spec, spec.devices[0])
-            self._enforcer.put(spec, first.info.compute_gflops)
+            infos = [self._device(spec, uuid).info for uuid in spec.devices]
+            self._enforcer.put(spec, {info.uuid: info.compute_gflops for info in infos})
 
     def _given(self, spec: WorkerSpec) -> tuple[Mapping[str, str], Sequence[Mount]]:
         """What the limiter adds to a worker's environment and mounts."""

@@ -69,10 +69,11 @@ class SimulatedCard:
 
     def _step(self, moment: float, dt: float, used: dict[str, float]) -> None:
         tenants = list(self.tenants.values())
-        capacity = 0.0 if self.failed else self.card.compute_gflops * self.speed_ratio
-        wanted = [t.profile.at(moment - t.started, self.card.compute_gflops) for t in tenants]
+        whole = self.card.compute_gflops
+        capacity = 0.0 if self.failed else whole * self.speed_ratio
+        wanted = [t.profile.at(moment - t.started, whole) for t in tenants]
         claims = [
-            Claim(w.gflops, t.share.request_gflops, t.share.limit_gflops)
+            Claim(w.gflops, t.share.request_on(whole), t.share.limit_on(whole))
             for w, t in zip(wanted, tenants, strict=True)
         ]
         given = divide_compute(capacity, claims)

@@ -291,8 +291,8 @@ class DriverSession:
 
     def _put(self, spec: WorkerSpec) -> None:
         if _is_limited(spec):
-            whole = min(self._cards[uuid].compute_gflops for uuid in spec.devices)
-            self._enforcer.put(spec, whole)
+            rates = {uuid: self._cards[uuid].compute_gflops for uuid in spec.devices}
+            self._enforcer.put(spec, rates)
 
     def _check_devices(self, spec: WorkerSpec) -> None:
         healthy = {info.uuid: info for info in self.discover()}

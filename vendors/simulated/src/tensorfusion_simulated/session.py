@@ -289,6 +289,7 @@ class SimulatedSession:
             spec.share,
             limit_gflops=card.card.compute_gflops,
             limit_vram_bytes=card.card.vram_bytes,
+            limit_milli_percent=0,
         )
 
     def _detach(self, worker: str) -> None:
