@@ -68,7 +68,7 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceGetGpuInstanceProfileInfo(nvmlDevice_t device,
   if (!profile) return NVML_ERROR_NOT_SUPPORTED;
   *info =
       (nvmlGpuInstanceProfileInfo_t){.id = profile->id, .sliceCount = profile->slices, .instanceCount = profile->most};
-  info->multiprocessorCount = sim_profile_sms(CARD(device), profile->slices);
+  info->multiprocessorCount = sim_profile_sms(CARD(device), profile);
   info->copyEngineCount = profile->slices;
   info->memorySizeMB = sim_profile_bytes(CARD(device), profile) / MIB;
   return NVML_SUCCESS;

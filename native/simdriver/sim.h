@@ -212,7 +212,7 @@ const struct sim_profile *sim_profiles(const struct sim_device *card, uint32_t *
 const struct sim_profile *sim_profile_of(const struct sim_slice *slice);
 void sim_profile_name(const struct sim_device *card, const struct sim_profile *profile, char *text, size_t length);
 uint64_t sim_profile_bytes(const struct sim_device *card, const struct sim_profile *profile);
-uint32_t sim_profile_sms(const struct sim_device *card, uint32_t slices);
+uint32_t sim_profile_sms(const struct sim_device *card, const struct sim_profile *profile);
 bool sim_may_cut(uint32_t card, const struct sim_profile *profile, uint32_t start);
 uint32_t sim_cut(uint32_t card, const struct sim_profile *profile, uint32_t start); /* place in slices, or SIM_NONE */
 bool sim_slice_busy(uint32_t slice); /* a living process has a context there */

@@ -14,6 +14,14 @@ static const struct sim_profile four[] = {
     {1, 5, 2, 2, 2, 2, 2, ""},
     {3, 0, 4, 4, 1, 0, 1, ""},
 };
+/* Multiprocessors of each profile of `eight`, as the guide lists them (`nvidia-smi mig -lgip`): they follow from how a
+ * model's multiprocessors lie on its chip, so cards with as many have the same. */
+static const struct {
+  uint32_t card, profile[sizeof eight / sizeof *eight];
+} published[] = {
+    {108, {14, 14, 14, 28, 42, 56, 98}},  /* A100 */
+    {132, {16, 16, 26, 32, 60, 64, 132}}, /* H100 SXM, H200 */
+};
 #define GIB (1ull << 30)
 
 const struct sim_profile *sim_profiles(const struct sim_device *card, uint32_t *count) {
@@ -32,9 +40,11 @@ uint64_t sim_profile_bytes(const struct sim_device *card, const struct sim_profi
   return card->memory_bytes / card->slots * profile->width;
 }
 
-/* Multiprocessors come in pairs, and every slice has as many. */
-uint32_t sim_profile_sms(const struct sim_device *card, uint32_t slices) {
-  return card->sms / compute_slices(card) / 2 * 2 * slices;
+/* Where no figures are known: multiprocessors come in pairs, and every slice has as many. */
+uint32_t sim_profile_sms(const struct sim_device *card, const struct sim_profile *profile) {
+  for (uint32_t i = 0; card->slots == 8 && i < sizeof published / sizeof *published; i++)
+    if (published[i].card == card->sms) return published[i].profile[profile - eight];
+  return card->sms / compute_slices(card) / 2 * 2 * profile->slices;
 }
 
 void sim_profile_name(const struct sim_device *card, const struct sim_profile *profile, char *text, size_t length) {
@@ -100,7 +110,7 @@ uint32_t sim_cut(uint32_t card, const struct sim_profile *profile, uint32_t star
   snprintf(device->name, sizeof device->name, "%s MIG %s", of, name);
   name_slice(device, whole->uuid, slice);
   device->memory_bytes = sim_profile_bytes(whole, profile);
-  device->sms = device->free_sms = sim_profile_sms(whole, profile->slices);
+  device->sms = device->free_sms = sim_profile_sms(whole, profile);
   device->context_bytes = whole->context_bytes;
   device->bytes_per_second = whole->bytes_per_second;
   device->threads_per_sm = whole->threads_per_sm;

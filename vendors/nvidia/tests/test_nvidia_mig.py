@@ -141,6 +141,32 @@ def test_a_program_gets_a_device_of_the_size_of_its_partition(node):
     assert row.vram_bytes == 19 * GIB + (300 << 20)
 
 
+@pytest.mark.parametrize(
+    ("cards", "expected"),
+    [
+        (("A100_SXM_80G",), {19: 14, 20: 14, 15: 14, 14: 28, 9: 42, 5: 56, 0: 98}),
+        (("H100_SXM",), {19: 16, 20: 16, 15: 26, 14: 32, 9: 60, 5: 64, 0: 132}),
+        (("A30",), {14: 14, 5: 28, 0: 56}),
+    ],
+    indirect=["cards"],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_profile_has_the_multiprocessors_that_the_guide_lists(node, cards, expected):
+    """The column SM of `nvidia-smi mig -lgip` in NVIDIA's MIG user guide, by the number of the profile."""
+    seen = {}
+    for number in range(node.pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT):
+        try:
+            told = node.pynvml.nvmlDeviceGetGpuInstanceProfileInfo(node.handle, number)
+        except node.pynvml.NVMLError_NotSupported:
+            continue
+        seen[told.id] = told.multiprocessorCount
+        made = node.pynvml.nvmlDeviceCreateGpuInstance(node.handle, told.id)
+        part = node.pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo(made, 0, 0)
+        assert part.multiprocessorCount <= told.multiprocessorCount
+        node.pynvml.nvmlGpuInstanceDestroy(made)
+    assert seen == expected
+
+
 def test_neighbours_do_not_share_memory_and_a_dead_one_leaves_none(node):
     session = node.open()
     card = session.discover()[0]

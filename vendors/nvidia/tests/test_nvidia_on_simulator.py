@@ -10,6 +10,7 @@ import pytest
 from tensorfusion.clock import SystemClock
 from tensorfusion.hypervisor.environment import process_environment
 from tensorfusion.spi.backend import Enforcement, NodeContext, Share, WorkerSpec
+from tensorfusion.spi.limited import Attachment, TellsAttachment
 from tensorfusion.testing import conformance
 from tensorfusion_native.libraries import built, libraries
 from tensorfusion_nvidia.backend import NvidiaBackend
@@ -79,6 +80,57 @@ def test_limits_bind_and_change(simulated, tmp_path):
     assert row.vram_bytes == GIB + (300 << 20)
     session.release("w")
     assert not (tmp_path / "native" / "workers" / "w").exists()
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("limiter", "isolation", "dropped", "expected"),
+    [
+        (True, "soft", (), Attachment.LIMITED),
+        (True, "soft", ("LD_PRELOAD",), Attachment.BYPASSED),
+        (True, "shared", (), Attachment.EXEMPT),
+        (False, "soft", (), Attachment.EXEMPT),
+    ],
+)
+def test_a_process_past_the_limiter_is_told(
+    simulated, tmp_path, limiter, isolation, dropped, expected
+):
+    context = NodeContext(node="here", state_dir=tmp_path, clock=SystemClock())
+    session = NvidiaBackend(simulated, limiter=limiter).open(context)
+    assert isinstance(session, TellsAttachment)
+    device = session.discover()[0]
+    share = Share(0, GIB, device.compute_gflops, 2 * GIB)
+    prepared = session.prepare(
+        WorkerSpec(
+            worker="w",
+            namespace="ns",
+            name="w",
+            workload="w",
+            devices=(device.uuid,),
+            share=share,
+            isolation=isolation,
+        )
+    )
+    environment = process_environment(os.environ, prepared.env)
+    program = "import ctypes; print(flush=True); input(); ctypes.CDLL('libcuda.so.1'); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={name: value for name, value in environment.items() if name not in dropped},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        try:
+            process.stdout.readline()
+            before = session.attachment("w", process.pid)
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            process.stdout.readline()
+            assert session.attachment("w", process.pid) is expected
+        finally:
+            process.kill()
+    assert before is (Attachment.NONE if expected is Attachment.BYPASSED else expected)
+    assert session.attachment("nobody", os.getpid()) is Attachment.EXEMPT
+    session.release("w")
     session.close()
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from tensorfusion.errors import ConfigError
 from tensorfusion.spi.backend import Enforcement, NodeContext
+from tensorfusion.spi.limited import Attachment
 
 if TYPE_CHECKING:
     from tensorfusion_native.enforcement import Enforcer
@@ -30,6 +31,13 @@ def open_enforcer(context: NodeContext) -> "Enforcer":
     from tensorfusion_native.libraries import libraries
 
     return Enforcer(context.state_dir / "native", libraries())
+
+
+def attachment_of(pid: int) -> Attachment:
+    """What a process has mapped of driver and limiter; only where `is_there`."""
+    from tensorfusion_native.processes import attachment
+
+    return attachment(pid)
 
 
 def levels(*, limiter: bool, partitions: bool) -> Mapping[str, Enforcement]:
