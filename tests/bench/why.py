@@ -4,7 +4,8 @@
 
 First it draws small random clusters with requests that do not fit, asks for the smallest change of
 each kind, and proves every answer by trying all smaller ones. Then it fills a fleet of eight-GPU
-nodes and times answers to requests of many kinds that do not fit it.
+nodes and times answers to requests of many kinds that do not fit it, without rules about other pods
+and with one.
 """
 
 import argparse
@@ -19,12 +20,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import msgspec
 from oracles.relax_check import check
 from oracles.relax_world import POLICY, random_world
 
 from tensorfusion.model.demand import Amount, Demand, Shape
 from tensorfusion.model.device import Device, NodeInfo
 from tensorfusion.model.engine import Engine, Placement
+from tensorfusion.model.neighbours import (
+    LabelCondition,
+    Neighbours,
+    PeerSelector,
+    PeerTerm,
+    SpreadRule,
+)
 from tensorfusion.model.relax.answer import Relaxer
 
 GIB = 1 << 30
@@ -88,7 +97,10 @@ def filled(gpus: int, draw: random.Random) -> Engine:
         number += 1
         request = Amount(1000 * draw.choice((40, 80, 150)), GIB * draw.choice((8, 16, 30)))
         shape = Shape(request=request, gpu_count=draw.choice((1,) * 9 + (2,)))
-        demand = Demand(namespace="n", name=f"w{number}", uid=f"w{number}", shape=shape)
+        labels = (("app", draw.choice("pqrs")),)
+        demand = Demand(
+            namespace="n", name=f"w{number}", uid=f"w{number}", shape=shape, labels=labels
+        )
         found = engine.place(demand)
         if isinstance(found, Placement):
             engine.reserve(demand, found)
@@ -111,14 +123,27 @@ def shapes(draw: random.Random, count: int) -> list[Shape]:
     ]
 
 
-def latency(gpus: int, answers: int) -> dict[str, float]:
+def rules(draw: random.Random) -> Neighbours:
+    """Draw a rule about other pods."""
+    term = PeerSelector(("*",), (LabelCondition("app", "In", (draw.choice("pqrs"),)),))
+    key = draw.choice(("zone", "kubernetes.io/hostname"))
+    kind = draw.choice(("near", "apart", "spread"))
+    if kind == "spread":
+        return Neighbours(spread=(SpreadRule(term, key, 1),))
+    return Neighbours(**{kind: (PeerTerm(term, key),)})
+
+
+def latency(engine: Engine, answers: int, *, with_rules: bool) -> dict[str, float]:
     """Time answers on a large fleet, in milliseconds."""
     draw = random.Random(1)
-    engine = filled(gpus, draw)
     relaxer = Relaxer(engine)
     spent = []
     for number, shape in enumerate(shapes(draw, answers)):
-        demand = Demand(namespace="n", name="new", uid=f"new{number}", shape=shape)
+        if with_rules:
+            shape = msgspec.structs.replace(shape, neighbours=rules(draw))
+        demand = Demand(
+            namespace="n", name="new", uid=f"new{number}", shape=shape, labels=(("app", "p"),)
+        )
         if isinstance(engine.place(demand), Placement):
             continue
         started = time.perf_counter()
@@ -126,7 +151,7 @@ def latency(gpus: int, answers: int) -> dict[str, float]:
         spent.append((time.perf_counter() - started) * 1000)
     spent.sort()
     return {
-        "gpus": gpus,
+        "gpus": engine.fleet.statistics.devices,
         "workers": len(engine.ledger.allocations),
         "answers": len(spent),
         "median_ms": statistics.median(spent),
@@ -144,14 +169,24 @@ def main() -> int:
     parser.add_argument("--answers", type=int, default=200)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    times = latency(arguments.gpus, arguments.answers)
+    engine = filled(arguments.gpus, random.Random(1))
+    times = latency(engine, arguments.answers, with_rules=False)
+    ruled = latency(engine, arguments.answers, with_rules=True)
     done, kinds, findings = proofs(arguments.requests, arguments.jobs)
     if arguments.json:
-        body = {"latency": times, "proven": done, "kinds": kinds, "findings": findings}
+        body = {
+            "latency": times,
+            "latency_with_rules": ruled,
+            "proven": done,
+            "kinds": kinds,
+            "findings": findings,
+        }
         print(json.dumps(body, indent=2))
         return int(bool(findings))
     print(f"{times['gpus']:.0f} GPUs, {times['workers']:.0f} workers: an answer takes", end=" ")
     print(f"{times['median_ms']:.1f} ms median, {times['p99_ms']:.1f} ms p99 of {times['answers']}")
+    print("  the same with a rule about other pods:", end=" ")
+    print(f"{ruled['median_ms']:.1f} ms median, {ruled['p99_ms']:.1f} ms p99 of {ruled['answers']}")
     print(f"{done} requests that do not fit: {len(findings)} wrong answers")
     for kind, count in kinds.most_common():
         print(f"  {count:6} {kind}")

@@ -8,10 +8,12 @@ that states no rule, and that no rule of another pod concerns, costs one look at
 are any.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tensorfusion import names
 from tensorfusion.model.claims import FLEET, Claim
@@ -41,12 +43,39 @@ class Rule(NamedTuple):
     Attributes:
         cards: Those allowed, (nodes, slots).
         like: Those allowed of a new node with the labels of each; (nodes, slots).
+        excess: Tells how many pods, at least, have to leave before a card is allowed;
+            (nodes, slots).
     """
 
     constraint: str
     phrase: str
     cards: Bools
     like: Bools
+    excess: Callable[[], Ints]
+
+
+class Counted(NamedTuple):
+    """Pods that rules count on other nodes.
+
+    Attributes:
+        keys: Of their workers.
+        domains: Per kind of domain, the domain of each node; pods of another domain do not
+            matter there. None when all matter everywhere.
+    """
+
+    keys: set[str]
+    domains: list[NDArray[np.intp]] | None
+
+    def matter(self, slot: int, other: int) -> bool:
+        """Tell whether pods on another node matter on a node."""
+        domains = self.domains
+        return domains is None or any(
+            codes[slot] == codes[other] >= 0 for codes in domains if codes[slot] >= 0
+        )
+
+
+NEVER: Final = 1 << 30
+"""Excess where no pod's leaving helps."""
 
 
 class Surroundings:
@@ -102,7 +131,9 @@ class Surroundings:
             shape = (self._fleet.size, self._fleet.width)
             phrase = f"where {claim} is taken"
             cards = np.broadcast_to(mask[:, None], shape)
-            yield Rule(TAKEN, phrase, cards, np.full(shape, FLEET not in nodes, dtype=np.bool_))
+            like = np.full(shape, FLEET not in nodes, dtype=np.bool_)
+            excess = (~cards).astype(np.int64)
+            yield Rule(TAKEN, phrase, cards, like, partial(_same, excess))
         for term in rules.apart:
             if not term.weight:
                 yield self._apart(term, self._census(term))
@@ -116,9 +147,10 @@ class Surroundings:
                 yield self._even(spread)
 
     def _apart(self, term: PeerTerm, census: Census) -> Rule:
-        cards = self._counted(term, census) == 0
+        counts = self._counted(term, census)
+        cards = counts == 0
         like = np.ones_like(cards) if term.key in OWN_DOMAIN else cards
-        return Rule(*APART, cards, like)
+        return Rule(*APART, cards, like, lambda: counts)
 
     def _near(self, term: PeerTerm) -> Rule:
         census = self._census(term)
@@ -127,7 +159,14 @@ class Surroundings:
         alone = not census and term.selector.matches(self._demand.namespace, self._labels)
         cards = counts >= (0 if alone else 1)
         like = np.full_like(cards, alone) if term.key in OWN_DOMAIN else cards
-        return Rule(*NEAR, cards, like)
+
+        def excess() -> Ints:
+            # Where all of them have left, a pod that is one of them may go anywhere.
+            last = term.selector.matches(self._demand.namespace, self._labels)
+            total = sum(census.nodes.values()) if last else NEVER
+            return np.where(cards, 0, np.where(counts >= 0, total, NEVER))
+
+        return Rule(*NEAR, cards, like, excess)
 
     @property
     def spreads(self) -> bool:
@@ -138,16 +177,34 @@ class Surroundings:
         """Tell whether the rules would allow a new, empty node with the labels of another one."""
         return all(rule.like[slot].any() for rule in self.rules)
 
-    def counted(self) -> set[str]:
-        """Return the keys of the pods whose leaving could change what the rules allow."""
+    def fewest(self) -> Ints:
+        """Return how many pods, at least, have to leave before a card of each node is allowed.
+
+        Of a spread that is too few where the nodes that it compares change as well.
+        """
+        found: Ints = np.zeros(self._fleet.size, dtype=np.int64)
+        for rule in self.rules:
+            np.maximum(found, rule.excess().min(axis=1), out=found)
+        return found
+
+    def counted(self) -> "Counted":
+        """Return the pods whose leaving could change what the rules allow on another node."""
         rules = self._demand.shape.neighbours or Neighbours()
         namespace, labels = self._demand.namespace, self._labels
-        selectors = [term.selector for term in rules.apart]
-        selectors += [rule.selector for rule in rules.spread]
+        stated: list[PeerTerm | SpreadRule] = [*rules.apart, *rules.spread]
+        wide = [rule for rule in stated if rule.key not in OWN_DOMAIN]
+        keys = {rule.key for rule in wide}
+        repelling = [term for term, _ in self._peers.repelling(namespace, labels)]
+        keys |= {term.key for term in repelling if term.key not in OWN_DOMAIN}
         # Where all that it must be near have left, it is the first of them.
         near = [term.selector for term in rules.near]
-        selectors += [one for one in near if one.matches(namespace, labels)]
-        return self._peers.matching(selectors, namespace, labels)
+        near = [one for one in near if one.matches(namespace, labels)]
+        selectors = [rule.selector for rule in wide] + near
+        pods: set[str] = set()
+        if keys or near:
+            pods = self._peers.matching(selectors, namespace, labels)
+        codes = [self._fleet.domains(key)[0] for key in sorted(keys)]
+        return Counted(pods, None if near else codes)
 
     def _even(self, rule: SpreadRule) -> Rule:
         """Allow domains that stay within the skew; those that cannot take the pod do not count."""
@@ -166,7 +223,12 @@ class Surroundings:
         if rule.min_domains and domains + (rule.key in OWN_DOMAIN) < rule.min_domains:
             floors = np.zeros_like(with_it)
         like = (counts >= 0) & (with_it + own - floors <= rule.max_skew)
-        return Rule(*SPREAD, cards, like)
+
+        def excess() -> Ints:
+            beyond = np.maximum(counts + own - floor - rule.max_skew, 0)
+            return np.where(counts >= 0, beyond, NEVER)
+
+        return Rule(*SPREAD, cards, like, excess)
 
     def _domains(self, key: str) -> int:
         if key == names.GPU_DOMAIN:
@@ -265,6 +327,10 @@ class Surroundings:
     def order(self, slot: int, fitting: list[int]) -> list[int]:
         """Return a node's cards, those with the least burden first; else as they come."""
         return sorted(fitting, key=self.burden[slot].__getitem__)
+
+
+def _same(value: Ints) -> Ints:
+    return value
 
 
 def concerned(peers: PeerIndex, demand: Demand) -> bool:

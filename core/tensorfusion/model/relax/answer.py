@@ -1,8 +1,8 @@
 """The smallest changes that make a request fit: one kind alone, else two together."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import combinations
+from itertools import combinations, islice
 
 import msgspec
 import numpy as np
@@ -11,6 +11,7 @@ from tensorfusion.model.demand import Demand, Shape
 from tensorfusion.model.device import RUNNING
 from tensorfusion.model.engine import Engine
 from tensorfusion.model.filters import node_key, profile_key
+from tensorfusion.model.neighbours import Neighbours
 from tensorfusion.model.quota import Violation
 from tensorfusion.model.relax.failures import BIT, Emptied, Failures
 from tensorfusion.model.relax.holdings import Holdings, workers_of
@@ -23,12 +24,17 @@ from tensorfusion.model.relax.request import (
 )
 from tensorfusion.model.relax.step import KINDS, Answer, Futile, Step
 from tensorfusion.model.relax.world import WorldChanges, evict_step, quota_step
+from tensorfusion.model.surroundings import NEVER, Counted, Surroundings
 
 PAIRS: int = 3
 """Pairs that are given; more would not be read."""
 
 EVICTIONS_TRIED: int = 300
-"""Sets of victims that are tried out where more than amounts matter; some 100 microseconds each."""
+"""Sets of victims that are tried out where more than amounts matter, for each change."""
+MOST_EVICTED: int = 16
+"""Workers of the largest set that is tried; nobody would evict more for one pod."""
+TRIED_BY_CARDS: int = 1_000_000
+"""Such tries for a whole answer, times the cards of the fleet: a try looks at all nodes."""
 
 _replace = msgspec.structs.replace
 _IN_SERVICE = BIT["cordoned"] | BIT["phase"] | BIT["owner"]
@@ -100,6 +106,7 @@ class _Relaxation:
         self._demand = demand
         self._shape = demand.shape
         self._refits: dict[tuple[Shape, bool], Failures] = {}
+        self._arounds: dict[object, Surroundings] = {}
         self._nobody = nobody
         self._smallest: dict[object, int] = {}
         self._failures = self._refit(self._shape)
@@ -109,6 +116,8 @@ class _Relaxation:
         self._connected = topology is not None and topology.required
         self._tries = self._connected or self._around is not None
         """Whether victims are found by trying: more than amounts matter."""
+        self._tries_left = max(1, TRIED_BY_CARDS // max(1, engine.fleet.statistics.devices))
+        self._counted: dict[Neighbours | None, Counted] = {}
         self._gave_up: set[str] = set()
         """Kinds of which there was more than was tried."""
 
@@ -196,26 +205,50 @@ class _Relaxation:
             shape: The request.
             within_quota: The quota allows it, whatever it says now.
         """
-        engine = self._engine
-        ledger, demand = engine.ledger, _replace(self._demand, shape=shape)
-        elsewhere = self._counted_elsewhere(shape)
-        places = []
-        for slot in self._refit(shape, emptied=True).nodes(_ABOUT_OTHERS):
-            node = engine.fleet.nodes[slot]
-            if node is not None:
-                own = workers_of(engine.fleet.blocks[slot])
-                places.append((node.name, [*own, *(k for k in elsewhere if k not in own)]))
+        demand = _replace(self._demand, shape=shape)
+        fleet, around = self._engine.fleet, self._refit(shape).around
+        slots = self._refit(shape, emptied=True).nodes(_ABOUT_OTHERS)
+        least = around.fewest().tolist() if around is not None else [0] * fleet.size
+        likely = [slot for slot in slots if least[slot] <= MOST_EVICTED]
+        if any(MOST_EVICTED < least[slot] < NEVER for slot in slots):
+            self._gave_up.add("evict")
+        slots = sorted(likely, key=least.__getitem__)
+        elsewhere = self._counted_elsewhere(shape) if slots and self._tries_left else {}
+        most = max((len(workers_of(fleet.blocks[slot])) for slot in slots), default=0)
         tries = EVICTIONS_TRIED
-        for size in range(1, max((len(workers) for _, workers in places), default=0) + 1):
-            for name, workers in places:
-                for keys in combinations(workers, size):
-                    if not tries:
+        if most + len(elsewhere) > MOST_EVICTED:
+            self._gave_up.add("evict")
+        for size in range(1, min(most + len(elsewhere), MOST_EVICTED) + 1):
+            for slot in slots:
+                if least[slot] > size:
+                    break
+                node = fleet.nodes[slot]
+                if node is None:
+                    continue
+                # More than can be tried need not be named.
+                leaving = islice(self._leaving(slot, elsewhere), tries + size)
+                for keys in combinations(leaving, size):
+                    if not tries or not self._tries_left:
                         self._gave_up.add("evict")
                         return None
                     tries -= 1
-                    if self._fits_without(keys, demand, name, within_quota):
-                        return evict_step(ledger, keys, name, exact=True)
+                    self._tries_left -= 1
+                    if self._fits_without(keys, demand, node.name, within_quota):
+                        return evict_step(self._engine.ledger, keys, node.name, exact=True)
         return None
+
+    def _leaving(self, slot: int, elsewhere: Mapping[str, Counted | None]) -> Iterator[str]:
+        """Yield the workers whose leaving may help on a node, its own first."""
+        fleet, allocations = self._engine.fleet, self._engine.ledger.allocations
+        own = workers_of(fleet.blocks[slot])
+        yield from own
+        known = set(own)
+        for key, counted in elsewhere.items():
+            other = fleet.slot_of(allocations[key].node)
+            if key in known or (other is None and counted is not None):
+                continue
+            if counted is None or other is None or counted.matter(slot, other):
+                yield key
 
     def _fits_without(
         self, keys: Sequence[str], demand: Demand, node: str, within_quota: bool
@@ -230,14 +263,24 @@ class _Relaxation:
         finally:
             ledger.rollback(mark)
 
-    def _counted_elsewhere(self, shape: Shape) -> list[str]:
-        """Name the workers, wherever they are, that rules or a quota hold against a request."""
+    def _counted_elsewhere(self, shape: Shape) -> dict[str, Counted | None]:
+        """Name the workers, wherever they are, that rules or a quota hold against a request.
+
+        Returns:
+            By key, where a worker matters; None where everywhere, as with a quota.
+        """
         around = self._around
-        found = around.counted() if around is not None else set()
+        found: dict[str, Counted | None] = {}
+        if around is not None:
+            known = self._counted.get(shape.neighbours)
+            if known is None:
+                known = self._counted[shape.neighbours] = around.counted()
+            found = dict.fromkeys(known.keys, known)
         if self._violated(shape):
             allocations = self._engine.ledger.allocations
-            found |= {k for k, a in allocations.items() if a.namespace == self._demand.namespace}
-        return sorted(found)
+            own = [k for k, a in allocations.items() if a.namespace == self._demand.namespace]
+            found |= dict.fromkeys(own)
+        return {key: found[key] for key in sorted(found)}
 
     def _sought(self, kind: str, shape: Shape) -> Step | None:
         failures = self._refit(shape)
@@ -263,7 +306,7 @@ class _Relaxation:
     def _proof(self, kind: str) -> str:
         """Say what stands in the way when the kind is relaxed all the way."""
         if kind in self._gave_up and kind == "evict":
-            return f"none of the {EVICTIONS_TRIED} smallest sets of workers that were tried helps"
+            return "none of the smallest sets of workers that were tried helps"
         if kind in self._gave_up:
             return f"none of the {NODES_TRIED} nodes that were tried helps"
         if kind == "evict" and self._violations:
@@ -395,6 +438,7 @@ class _Relaxation:
                 if card is not None:
                     engine.upsert_device(_replace(card, phase=RUNNING, used_by=""))
             self._refits.clear()
+            self._arounds.clear()
             yield
         finally:
             for card in cards:
@@ -403,6 +447,7 @@ class _Relaxation:
             if node is not None:
                 engine.upsert_node(node)
             self._refits.clear()
+            self._arounds.clear()
 
     def _probe(self, kind: str, shape: Shape) -> tuple[Failures, int]:
         """Return failures, and the rules to lift, as if a kind were relaxed all the way."""
@@ -432,10 +477,23 @@ class _Relaxation:
             return known
         engine = self._engine
         nobody = self._nobody() if emptied else None
-        around = engine.surroundings(_replace(self._demand, shape=shape))
+        around = self._surroundings(shape)
         failures = Failures(engine.fleet, shape, engine.masks, nobody, around)
         self._refits[shape, emptied] = failures
         return failures
+
+    def _surroundings(self, shape: Shape) -> Surroundings | None:
+        """Return what other pods mean for a changed request; only spreads look at what suits it."""
+        kind: object = shape.neighbours
+        known = self._arounds.get(kind)
+        if known is not None and known.spreads:
+            kind = (kind, profile_key(shape), node_key(shape), shape.indices, shape.exclusive)
+            known = self._arounds.get(kind)
+        if known is None:
+            known = self._engine.surroundings(_replace(self._demand, shape=shape))
+            if known is not None:
+                self._arounds[shape.neighbours] = self._arounds[kind] = known
+        return known
 
     def _violated(self, shape: Shape) -> list[Violation]:
         quotas = self._engine.ledger.quotas
