@@ -5,6 +5,7 @@ time (utime and stime of proc(5)), which other programs of the machine do not ad
 """
 
 import argparse
+import asyncio
 import json
 import os
 import random
@@ -20,7 +21,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from rig.agents import Site
 from rig.program import alive, wait
 
+from tensorfusion.api.registry import SECRETS
+from tensorfusion.app.agent_readings import PATH, AgentConnection
+from tensorfusion.app.agents import NAMESPACE, decode_address, secret_name
 from tensorfusion.clock import SystemClock
+from tensorfusion.hypervisor.series import decode_reading
 from tensorfusion.spi.backend import NodeContext, Share, WorkerSpec
 from tensorfusion_native.libraries import libraries
 from tensorfusion_simulated.backend import SimulatedBackend
@@ -189,6 +194,50 @@ def metering(seconds) -> list[ROW]:
     return [(f"metering against the truth over {seconds:.0f} s, worst", worst, 1.0, "points")]
 
 
+def reads(workers, requests=1000) -> list[ROW]:
+    """CPU of both ends of what a control plane asks an agent once a period, on a kept connection."""
+    with tempfile.TemporaryDirectory() as folder:
+        node = {"nodes": [{"name": "sim", "gpus": [{"model": "A100_SXM_80G", "count": 8}]}]}
+        site = Site(Path(folder), node, "sim")
+        site.up()
+        site.start_agent()
+        try:
+            for number in range(workers):
+                site.create_pod(f"load-{number}", 1, vram="1Gi")
+            wait(lambda: list(site.phases().values()).count("Running") == workers, 60)
+            secret = wait(lambda: address_secret(site))
+            before, at = cpu_seconds(site.agent.pid), time.monotonic()
+            time.sleep(SETTLE_SECONDS)
+            idle = (cpu_seconds(site.agent.pid) - before) / (time.monotonic() - at)
+            before, at = cpu_seconds(site.agent.pid), time.monotonic()
+            plane, size = asyncio.run(read_often(decode_address(secret["data"]), requests))
+            agent = cpu_seconds(site.agent.pid) - before - idle * (time.monotonic() - at)
+        finally:
+            site.close()
+    return [
+        (f"read an agent of {workers} workers, {size} bytes: plane", 1e3 * plane, 1.0, "ms of CPU"),
+        ("  the agent", 1e3 * agent / requests, 2.0, "ms of CPU"),
+    ]
+
+
+def address_secret(site):
+    """The Secret in which the agent says where it is."""
+    found = site.store.list(SECRETS, NAMESPACE).items
+    return next((s for s in found if s["metadata"]["name"] == secret_name("sim")), None)
+
+
+async def read_often(agent, requests):
+    """CPU seconds of one reading, and its size in bytes."""
+    connection = AgentConnection(agent)
+    size = len(await connection.get(PATH))  # the handshake is once per agent
+    start = time.process_time()
+    for _ in range(requests):
+        decode_reading(await connection.get(PATH))
+    used = time.process_time() - start
+    connection.close()
+    return used / requests, size
+
+
 class Truth:
     """The simulator's account of a site's pods, read beside the agent."""
 
@@ -345,11 +394,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--only", choices=("registered", "cost", "metering", "kills"))
+    parser.add_argument("--only", choices=("registered", "cost", "reads", "metering", "kills"))
     given = parser.parse_args()
     parts = {
         "registered": registered,
         "cost": lambda: cost(given.workers, given.seconds),
+        "reads": lambda: reads(given.workers),
         "metering": lambda: metering(given.seconds),
         "kills": lambda: kills(given.kills),
     }

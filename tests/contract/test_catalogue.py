@@ -95,7 +95,6 @@ def written_names():
         if path.endswith(("hypervisor/sampling.py", "hypervisor/series.py")):
             # Its STORED set names what is kept; what is written are the rows.
             found = [f"tensorfusion_{t}" for t in row_names(text)]
-            found += re.findall(r'set\(\s*"(tensorfusion_\w+)"', text)
         pattern = BUILT_NAMES.get(path)
         if pattern:
             found += [name for name in BY_NAME if pattern.fullmatch(name)]
@@ -113,9 +112,8 @@ def strings(text):
 
 
 def row_names(text):
-    return [
-        t for t in strings(text) if re.fullmatch(r"(gpu|worker)_[a-z_]+", t) and t != "gpu_uuid"
-    ]
+    names = re.compile(r"(gpu|worker|hypervisor)_[a-z_]+")
+    return [t for t in strings(text) if names.fullmatch(t) and t != "gpu_uuid"]
 
 
 HOOKS = re.compile(r"tensorfusion_(backends|placement_policies|recommenders|alert_\w+|metric_stores"

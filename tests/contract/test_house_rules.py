@@ -23,7 +23,6 @@ MAY_START_THREADS = {
     "core/tensorfusion/apiserver/server.py": "runs the web server's loop",
     "core/tensorfusion/apiserver/verbs.py": "keeps writes off the web server's loop",
     "core/tensorfusion/hypervisor/freeze_moves.py": "keeps long copies off the freezer's thread",
-    "core/tensorfusion/app/agents.py": "asks many agents at once, within one request",
     "core/tensorfusion/testing/conformance/calls.py": "gives up on a backend that hangs",
     "core/tensorfusion/testing/conformance/concurrency.py": "calls a backend from many threads",
 }

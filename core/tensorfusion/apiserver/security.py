@@ -7,7 +7,9 @@ import base64
 import hmac
 import ipaddress
 import os
+import re
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,6 +28,7 @@ _VALID_DAYS: Final = 3_650
 _RENEW_BEFORE_DAYS: Final = 30
 _TOKEN_BYTES: Final = 32
 _HOSTS: Final = frozenset({"127.0.0.1", "localhost"})
+_HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[^:]+)(?::[0-9]*)?")
 _CONTEXT: Final = "tensorfusion"
 
 
@@ -70,8 +73,11 @@ def write_private(path: Path, content: bytes) -> None:
         raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def ensure_credentials(folder: Path, clock: Clock) -> Credentials:
+def ensure_credentials(folder: Path, clock: Clock, served: Collection[str] = ()) -> Credentials:
     """Load the credentials of a data folder, or make what is missing or about to expire.
+
+    Args:
+        served: Names and addresses that the certificate is for, beside loopback.
 
     Raises:
         ConfigError: The folder cannot be read or written.
@@ -83,8 +89,9 @@ def ensure_credentials(folder: Path, clock: Clock) -> Credentials:
         raise ConfigError(f"cannot use {folder}: {error.strerror or error}") from error
     authority, certificate, key = (folder / name for name in ("ca.crt", "tls.crt", "tls.key"))
     now = datetime.fromtimestamp(clock.now(), UTC)
-    if not (authority.exists() and key.exists() and _usable(certificate, now)):
-        _make_certificates(authority, certificate, key, now)
+    subjects = {_subject(name) for name in (*_HOSTS, *served)}
+    if not (authority.exists() and key.exists() and _usable(certificate, now, subjects)):
+        _make_certificates(authority, certificate, key, now, subjects)
     token_path = folder / "token"
     token = token_path.read_text().strip() if token_path.exists() else ""
     if len(token) < _TOKEN_BYTES:
@@ -95,26 +102,41 @@ def ensure_credentials(folder: Path, clock: Clock) -> Credentials:
     return Credentials(authority.read_bytes(), certificate, key, token)
 
 
-def _usable(certificate: Path, now: datetime) -> bool:
+def _subject(name: str) -> x509.GeneralName:
+    """A name or an address, as a certificate has it."""
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def _usable(certificate: Path, now: datetime, subjects: Collection[x509.GeneralName]) -> bool:
     if not certificate.exists():
         return False
     try:
         loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
-    except ValueError:
+        names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound):
+        return False
+    if not set(subjects) <= set(names):
         return False
     until = loaded.not_valid_after_utc - timedelta(days=_RENEW_BEFORE_DAYS)
     return loaded.not_valid_before_utc <= now < until
 
 
-def _make_certificates(authority: Path, certificate: Path, key: Path, now: datetime) -> None:
+def _make_certificates(
+    authority: Path,
+    certificate: Path,
+    key: Path,
+    now: datetime,
+    subjects: Collection[x509.GeneralName],
+) -> None:
     """Make an authority, sign one serving certificate with it and forget the authority's key."""
     authority_key, serving_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tensorfusion local authority")])
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tensorfusion")])
     start, end = now - timedelta(hours=1), now + timedelta(days=_VALID_DAYS)
-    names = x509.SubjectAlternativeName(
-        [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    )
+    names = x509.SubjectAlternativeName(sorted(subjects, key=repr))
 
     def builder(name: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
         return (
@@ -190,13 +212,16 @@ def kubeconfig(url: str, credentials: Credentials) -> bytes:
     return yaml.safe_dump(document, sort_keys=False).encode()
 
 
-def host_allowed(host: bytes) -> bool:
-    """Whether a ``Host`` header names this machine's loopback.
+def host_allowed(host: bytes, served: Collection[str] = ()) -> bool:
+    """Whether a ``Host`` header names this machine's loopback, or what is served beside it.
 
-    Refusing others keeps web pages out that rebind a name of theirs to 127.0.0.1.
+    Refusing others keeps web pages out that rebind a name of theirs to our address.
+
+    Args:
+        served: Names and addresses in lower case, as in a URL.
     """
-    name, _, port = host.decode("latin-1").lower().partition(":")
-    return name in _HOSTS and (port == "" or port.isdigit())
+    found = _HOST.fullmatch(host.decode("latin-1").lower())
+    return found is not None and (found.group(1) in _HOSTS or found.group(1) in served)
 
 
 def origin_allowed(origin: bytes, url: str) -> bool:

@@ -15,7 +15,9 @@ from typing import IO
 from tensorfusion import __version__
 from tensorfusion.api.core.pod import Pod
 from tensorfusion.api.registry import EVENTS, NODES, PODS
+from tensorfusion.apiserver.listening import HOST
 from tensorfusion.apiserver.security import ensure_credentials
+from tensorfusion.app.agent_door import choose_door
 from tensorfusion.app.agent_server import AgentServer
 from tensorfusion.app.agents import AgentAddress
 from tensorfusion.app.startup import (
@@ -48,6 +50,9 @@ from tensorfusion.store.interface import Store
 log = logging.getLogger(__name__)
 DISCOVERY_SECONDS = 3.0
 SYNC_POLL_SECONDS = 0.2
+STALE_SECONDS = 3.0
+STALE_PERIODS = 3.0
+"""A reading is stale when so many were due since."""
 SOCKET_VARIABLE = "TENSORFUSION_AGENT_SOCKET"
 """Tells a worker's processes where their agent listens."""
 
@@ -59,7 +64,9 @@ class AgentOptions:
     Attributes:
         state: Its folder; survives restarts.
         node: The node it serves; empty where the backend stands for one only.
-        port: On loopback; 0 takes the last one, or a free one.
+        listen: Address of this machine, or interface, for TCP.
+        advertise: What the control plane asks it by; empty takes the address.
+        port: 0 takes the last one, or a free one.
         socket: Path of the Unix socket; None puts it into ``state``.
         group: The group of the agent's user may use the socket too.
         kubelet: Another program runs the node's containers and makes its Node object; None looks
@@ -68,6 +75,8 @@ class AgentOptions:
 
     state: Path
     node: str = ""
+    listen: str = HOST
+    advertise: str = ""
     port: int = 0
     socket: Path | None = None
     group: bool = False
@@ -108,6 +117,8 @@ class Agent:
         )
         kubelet = has_kubelet(store, self.node) if options.kubelet is None else options.kubelet
         self._lease = None if kubelet else NodeLease(store, self.node, self.clock)
+        # A kubelet's node is asked by its kubelet, unless somebody wants this agent to be asked.
+        self._is_named = options.listen != HOST or bool(options.advertise)
         path = (options.socket or options.state / "agent.sock").absolute()
         self.hypervisor = self._build_hypervisor(backend, options.state, path, kubelet)
         self.server = self._build_server(options, path)
@@ -158,15 +169,18 @@ class Agent:
             registry,
             ready=lambda: self.health.readiness()[1],
             metrics=self.exposition,
+            stale_seconds=max(STALE_SECONDS, STALE_PERIODS * self._settings.sample_seconds),
             clock=self.clock,
         )
-        credentials = ensure_credentials(options.state, self.clock)
+        door = choose_door(self._store, self.node, options.listen, options.advertise)
+        credentials = ensure_credentials(options.state, self.clock, door.names)
         server = AgentServer(
             api,
             registry,
             credentials,
             options.state,
             socket,
+            door,
             port=options.port,
             group=options.group,
         )
@@ -199,6 +213,7 @@ class Agent:
         manager.add_loop("pool", self.membership.run)
         if self._lease is not None:
             manager.add_loop("lease", self._lease.run)
+        if self._lease is not None or self._is_named:
             manager.add_loop("address", self._address.run)
         manager.add_loop("informer-pods", self._pods.run)
         manager.add_loop("workers", self._work, queues=[hypervisor.workers.controller.queue])

@@ -1,6 +1,7 @@
-"""The agent's two doors: TLS on loopback for holders of the token, a Unix socket for processes.
+"""The agent's two doors: TLS for holders of the token, a Unix socket for processes.
 
-One request per connection and a deadline for each: a slow client holds up nobody. When too many
+A deadline for each request: a slow client holds up nobody. A holder of the token may keep his
+connection. A process may not: whose it is, the kernel says of the moment when it connected. When too many
 connections wait for their clients, the one that waits longest is given up for the next.
 """
 
@@ -16,13 +17,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from tensorfusion.apiserver.listening import BACKLOG, HOST, bind_loopback
+from tensorfusion.apiserver.listening import BACKLOG, bind, in_url
 from tensorfusion.apiserver.security import (
     Credentials,
     host_allowed,
     origin_allowed,
     write_private,
 )
+from tensorfusion.app.agent_door import Door
 from tensorfusion.errors import ApiError, ConfigError, Forbidden, Unauthorized
 from tensorfusion.hypervisor.api import AgentApi
 from tensorfusion.hypervisor.registry import PEER, Caller, Registry, decode_peer
@@ -51,6 +53,7 @@ class AgentServer:
     Args:
         state: The agent's folder; the port it had is kept there.
         path: Of the Unix socket.
+        door: Where TCP is served, and under which names.
         port: 0 takes the one of the last run, or a free one.
         group: Who may use the socket beside the agent's user: its group (mode 0660).
 
@@ -65,6 +68,7 @@ class AgentServer:
         credentials: Credentials,
         state: Path,
         path: Path,
+        door: Door,
         *,
         port: int = 0,
         group: bool = False,
@@ -78,9 +82,10 @@ class AgentServer:
         self._answering = 0
         self.path = path
         self._unix = bind_unix(path, 0o660 if group else 0o600)
-        self._tcp = bind_loopback(port, self._port_file)
+        self._tcp = bind(door.address, port, self._port_file)
         self.port: int = self._tcp.getsockname()[1]
-        self.url = f"https://{HOST}:{self.port}"
+        self.url = f"https://{in_url(door.host)}:{self.port}"
+        self._hosts = frozenset(in_url(name) for name in door.names)
         write_private(self._port_file, f"{self.port}\n".encode())
 
     def run(self, stop: threading.Event) -> None:
@@ -101,7 +106,7 @@ class AgentServer:
             self.path.unlink()
 
     async def _by_token(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._handle(reader, writer, self._holder)
+        await self._handle(reader, writer, self._holder, keeps=True)
 
     async def _by_peer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         raw = writer.get_extra_info("socket")
@@ -116,8 +121,9 @@ class AgentServer:
 
     def _holder(self, request: ApiRequest) -> Caller:
         """Check a request that came over TCP; who holds the token is an operator."""
-        if not host_allowed(request.headers.get("host", b"")):
-            raise Forbidden("the Host header must be 127.0.0.1 or localhost")
+        if not host_allowed(request.headers.get("host", b""), self._hosts):
+            served = ", ".join(("127.0.0.1", "localhost", *sorted(self._hosts - {"127.0.0.1"})))
+            raise Forbidden(f"the Host header must be one of {served}")
         origin = request.headers.get("origin")
         if origin is not None and not origin_allowed(origin, self.url):
             raise Forbidden("requests of other web origins are refused")
@@ -126,17 +132,16 @@ class AgentServer:
         return Caller()
 
     async def _handle(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, identify: Identify
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        identify: Identify,
+        *,
+        keeps: bool = False,
     ) -> None:
         try:
-            async with asyncio.timeout(REQUEST_SECONDS):
-                with self._client_is_due(writer):
-                    request = await _read(reader)
-                if request is None:
-                    return
-                writer.write(encode_answer(await self._answer(request, identify)))
-                with self._client_is_due(writer):
-                    await writer.drain()
+            while await self._handle_one(reader, writer, identify, keeps=keeps):
+                pass
         except ApiError as error:
             writer.write(encode_answer(error_answer(error)))
         except (TimeoutError, OSError):
@@ -146,6 +151,28 @@ class AgentServer:
             writer.close()
             with contextlib.suppress(OSError, ssl.SSLError):
                 await writer.wait_closed()
+
+    async def _handle_one(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        identify: Identify,
+        *,
+        keeps: bool,
+    ) -> bool:
+        """Answer the next request; whether another may follow."""
+        async with asyncio.timeout(REQUEST_SECONDS):
+            with self._client_is_due(writer):
+                request = await _read(reader)
+            if request is None:
+                return False
+            answer = await self._answer(request, identify)
+            # Who was refused starts again, with all that a new connection is checked for.
+            keep = keeps and request.wants_more() and answer.status not in (401, 403)
+            writer.write(encode_answer(answer, keep=keep))
+            with self._client_is_due(writer):
+                await writer.drain()
+            return keep
 
     @contextlib.contextmanager
     def _client_is_due(self, writer: asyncio.StreamWriter) -> Iterator[None]:

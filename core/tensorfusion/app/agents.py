@@ -1,6 +1,6 @@
-"""How a control plane asks node agents: an agent leaves its address in a Secret, and is asked by it.
+"""How a control plane finds node agents: an agent leaves its address in a Secret, and is asked by it.
 
-Address, certificate and token are in one object, so that whoever can change the address could read
+What is asked once a second is in `agent_readings`. Address, certificate and token are in one object, so that whoever can change the address could read
 the token anyway. Where a kubelet runs a node's pods, the API server asks that one instead.
 """
 
@@ -10,14 +10,13 @@ import json
 import logging
 import ssl
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from tensorfusion import names
 from tensorfusion.api.registry import NODES, SECRETS
-from tensorfusion.api.resource import JsonObject
 from tensorfusion.clock import Clock
 from tensorfusion.errors import ApiError, BadRequest, NotFound, Unavailable
 from tensorfusion.store.interface import Store
@@ -28,9 +27,9 @@ LABEL: Final = names.PREFIX + "node-agent"
 """Label of the Secrets; its value is ``true``."""
 MANAGER: Final = "tensorfusion-hypervisor"
 ANSWER_SECONDS: Final = 10.0
+_FIELDS: Final = ("node", "url", "ca.crt", "token")
 AGAIN_SECONDS: Final = 2.0
 FOLLOW_SECONDS: Final = 0.5
-ASKED_AT_ONCE: Final = 16
 
 
 class AgentAddress:
@@ -96,6 +95,57 @@ def secret_name(node: str) -> str:
     return f"tensorfusion-agent-{node}"
 
 
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """What the Secret of an agent says.
+
+    Attributes:
+        authority_pem: Of who signed its certificate.
+        token: Never to be shown.
+    """
+
+    node: str
+    host: str
+    port: int
+    authority_pem: str
+    token: str
+
+    def __repr__(self) -> str:
+        return f"Reached({self.node}, {self.host}:{self.port})"
+
+    def tls(self) -> ssl.SSLContext:
+        """How to talk to it and nobody else.
+
+        Raises:
+            OSError: The authority's certificate cannot be read.
+        """
+        return ssl.create_default_context(cadata=self.authority_pem)
+
+
+def decode_address(data: Mapping[str, str]) -> Reached:
+    """Read the data of an agent's Secret.
+
+    Raises:
+        ValueError: A field is missing or wrong; names it, and not what it holds.
+    """
+    try:
+        values = {key: base64.b64decode(data[key]).decode() for key in _FIELDS}
+    except KeyError as error:
+        raise ValueError(f"data has no field {error}") from None
+    except ValueError:
+        raise ValueError(f"data: {', '.join(_FIELDS)} must be base64 of text") from None
+    try:
+        url = urlsplit(values["url"])
+        host, port = url.hostname, url.port
+    except ValueError:
+        host, port = None, None
+    if not host or not port or url.scheme != "https":
+        raise ValueError("data: url must be https://HOST:PORT")
+    if not values["token"].isascii() or not values["token"].isprintable():
+        raise ValueError("data: token must be printable ASCII")
+    return Reached(values["node"], host, port, values["ca.crt"], values["token"])
+
+
 class Agents:
     """Asks the agents that have told where they are.
 
@@ -118,24 +168,7 @@ class Agents:
             secret = self._store.get(SECRETS, secret_name(node), NAMESPACE)
         except NotFound:
             raise NotFound(f"node {node!r} has no agent that can be asked") from None
-        return self._ask(node, secret, path)
-
-    def all(self, *paths: str) -> dict[str, list[Any]]:
-        """Ask all agents at once; what those answer that do, by node."""
-        secrets = self._store.list(SECRETS, NAMESPACE, label_selector=f"{LABEL}=true").items
-        found: dict[str, list[Any]] = {}
-
-        def ask(secret: JsonObject) -> None:
-            node = base64.b64decode(secret["data"]["node"]).decode()
-            try:
-                found[node] = [self._ask(node, secret, path) for path in paths]
-            except ApiError as error:
-                log.info("agent not asked", extra={"node": node, "error": str(error)})
-
-        if secrets:
-            with ThreadPoolExecutor(min(len(secrets), ASKED_AT_ONCE)) as pool:
-                list(pool.map(ask, secrets))
-        return dict(sorted(found.items()))
+        return self._ask(node, secret.get("data") or {}, path)
 
     def logs(
         self, node: str, uid: str, container: str, *, previous: bool, follow: bool
@@ -161,22 +194,19 @@ class Agents:
                 self._clock.wait(never, FOLLOW_SECONDS)
             chunk = self.get(node, f"{base}/{chunk['attempt']}/{chunk['offset']}")
 
-    def _ask(self, node: str, secret: JsonObject, path: str) -> Any:
-        values = {k: base64.b64decode(v) for k, v in (secret.get("data") or {}).items()}
+    def _ask(self, node: str, data: Mapping[str, str], path: str) -> Any:
         try:
-            url = urlsplit(values["url"].decode())
-            context = ssl.create_default_context(cadata=values["ca.crt"].decode())
+            agent = decode_address(data)
             connection = http.client.HTTPSConnection(
-                url.hostname or "", url.port, context=context, timeout=ANSWER_SECONDS
+                agent.host, agent.port, context=agent.tls(), timeout=ANSWER_SECONDS
             )
             try:
-                headers = {"Authorization": f"Bearer {values['token'].decode()}"}
-                connection.request("GET", path, headers=headers)
+                connection.request("GET", path, headers={"Authorization": f"Bearer {agent.token}"})
                 answer = connection.getresponse()
                 body = json.loads(answer.read())
             finally:
                 connection.close()
-        except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise Unavailable(
                 f"the agent of node {node} does not answer: {type(error).__name__}: {error}"
             ) from None

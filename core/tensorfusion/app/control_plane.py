@@ -21,6 +21,7 @@ from tensorfusion.api.resource import JsonObject
 from tensorfusion.api.scheduling_config import HypervisorScheduling
 from tensorfusion.apiserver import ApiServer, Seams
 from tensorfusion.app.admission import StoreAdmission
+from tensorfusion.app.agent_readings import AgentReadings
 from tensorfusion.app.agents import Agents
 from tensorfusion.app.defaults import ensure_defaults
 from tensorfusion.app.informers import Informers
@@ -111,6 +112,7 @@ class ControlPlane:
         self.store = SQLiteStore(data / "state.db", clock=self.clock)
         self.informers = Informers(self.store, self.clock)
         self.agents = Agents(self.store, self.clock)
+        self.agent_readings = AgentReadings(self.store, settings.sample_seconds, self.clock)
         self.manager = Manager(self.clock, self.health)
         self.migration = migration_of(settings)
         self.metrics = self._metric_store()
@@ -130,7 +132,10 @@ class ControlPlane:
         ensure_defaults(self.store)
         self.hypervisor.discovery.run_once()
         group = ControllerGroup(
-            self._controllers, self.informers.all(), self.clock, self.store.transaction
+            self._controllers,
+            [*self.informers.all(), self.agent_readings.secrets],
+            self.clock,
+            self.store.transaction,
         )
         group.attach()
         self.manager.add_loop("controllers", group.run, queues=[c.queue for c in self._controllers])
@@ -242,6 +247,8 @@ class ControlPlane:
             "tensorfusion_device_changed", node=node, device=device
         )
         hypervisor.sampling.pool_of = self.fleet.pool_of
+        hypervisor.sampling.elsewhere = self.agent_readings.latest
+        self.manager.add_loop("agents", self.agent_readings.run)
         hypervisor.workers.when_full = lambda node, qos, share: when_full(
             self.informers.pools.get(self.fleet.pool_of(node)), qos, share
         )

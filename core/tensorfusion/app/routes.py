@@ -1,7 +1,7 @@
 """What the wire serves beside Kubernetes' own paths: alerts, plugins, usage, ledger, logs."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,7 +11,9 @@ from tensorfusion.apiserver import PodLogRequest, Request, Response, json_respon
 from tensorfusion.clock import parse_timestamp
 from tensorfusion.errors import BadRequest, NotFound
 from tensorfusion.hypervisor.pods import choose_container
+from tensorfusion.hypervisor.series import HeldWorker
 from tensorfusion.model.history import SUBJECTS, Subject
+from tensorfusion.spi.backend import DeviceMetrics, WorkerUsage
 
 if TYPE_CHECKING:
     from tensorfusion.app.control_plane import ControlPlane
@@ -108,47 +110,17 @@ class Routes:
         )
 
     def _usage(self, _request: Request) -> Response:
+        """What is used now, as of the nodes here; as last read, of those that have agents."""
         workers: list[dict[str, Any]] = []
-        hypervisor = self._plane.hypervisor
-        for node, session in hypervisor.sessions.items():
-            specs = {s.worker: s for s in session.workers()}
-            for use in session.usage():
-                spec = specs.get(use.worker)
-                if spec is not None:
-                    workers.append(
-                        {
-                            "node": node,
-                            "namespace": spec.namespace,
-                            "name": spec.name,
-                            "workload": spec.workload,
-                            "gpu": use.uuid.lower(),
-                            "computeGflops": use.compute_gflops,
-                            "limitGflops": spec.share.limit_gflops,
-                            "requestGflops": spec.share.request_gflops,
-                            "vramBytes": use.vram_bytes,
-                            "limitVramBytes": spec.share.limit_vram_bytes,
-                            "throttledSeconds": use.throttled_seconds_total,
-                            "vramDenials": use.oom_total,
-                        }
-                    )
-        devices = [
-            {
-                "node": node,
-                "gpu": m.uuid.lower(),
-                "utilizationRatio": m.utilization_ratio,
-                "vramUsedBytes": m.vram_used_bytes,
-                "temperatureCelsius": m.temperature_celsius,
-                "powerWatts": m.power_watts,
-            }
-            for node, session in hypervisor.sessions.items()
-            for m in session.metrics()
-        ]
-        for node, (there, cards) in self._plane.agents.all(
-            "/api/v1/workers", "/api/v1/devices"
-        ).items():
-            if node not in hypervisor.sessions:
-                workers += agent_worker_rows(node, there["workers"])
-                devices += agent_device_rows(node, cards["devices"])
+        devices: list[dict[str, Any]] = []
+        sessions = self._plane.hypervisor.sessions
+        for node, session in sessions.items():
+            workers += usage_rows(node, map(HeldWorker.of, session.workers()), session.usage())
+            devices += device_rows(node, session.metrics())
+        for node, reading in self._plane.agent_readings.latest().items():
+            if reading is not None and node not in sessions:
+                workers += usage_rows(node, reading.workers, reading.usage or ())
+                devices += device_rows(node, reading.devices or ())
         return json_response({"workers": workers, "devices": devices})
 
     def _ledger(self, _request: Request) -> Response:
@@ -162,39 +134,41 @@ class Routes:
         return json_response({**whole, "allocations": len(self._plane.placer.ledger.allocations)})
 
 
-def agent_worker_rows(node: str, workers: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """Rows of usage from what a node's agent says of its workers."""
-    for worker in workers:
-        for use in worker["usage"]:
+def usage_rows(
+    node: str, workers: Iterable[HeldWorker], usage: Sequence[WorkerUsage]
+) -> Iterator[dict[str, Any]]:
+    """What the workers of a node use, with what they may."""
+    by_name = {worker.worker: worker for worker in workers}
+    for use in usage:
+        worker = by_name.get(use.worker)
+        if worker is not None:
             yield {
                 "node": node,
-                "namespace": worker["namespace"],
-                "name": worker["name"],
-                "workload": worker["workload"],
-                "gpu": use["uuid"].lower(),
-                "computeGflops": use["computeGflops"],
-                "limitGflops": worker["limits"]["computeGflops"],
-                "requestGflops": worker["requests"]["computeGflops"],
-                "vramBytes": use["vramBytes"],
-                "limitVramBytes": worker["limits"]["vramBytes"],
-                "throttledSeconds": use["throttledSeconds"],
-                "vramDenials": use["vramDenials"],
+                "namespace": worker.namespace,
+                "name": worker.name,
+                "workload": worker.workload,
+                "gpu": use.uuid.lower(),
+                "computeGflops": use.compute_gflops,
+                "limitGflops": worker.share.limit_gflops,
+                "requestGflops": worker.share.request_gflops,
+                "vramBytes": use.vram_bytes,
+                "limitVramBytes": worker.share.limit_vram_bytes,
+                "throttledSeconds": use.throttled_seconds_total,
+                "vramDenials": use.oom_total,
             }
 
 
-def agent_device_rows(node: str, devices: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """Rows of devices that a node's agent has read."""
-    for device in devices:
-        read = device["metrics"]
-        if read is not None:
-            yield {
-                "node": node,
-                "gpu": device["uuid"].lower(),
-                "utilizationRatio": read["utilization_ratio"],
-                "vramUsedBytes": read["vram_used_bytes"],
-                "temperatureCelsius": read["temperature_celsius"],
-                "powerWatts": read["power_watts"],
-            }
+def device_rows(node: str, readings: Sequence[DeviceMetrics]) -> Iterator[dict[str, Any]]:
+    """What was read of the devices of a node."""
+    for read in readings:
+        yield {
+            "node": node,
+            "gpu": read.uuid.lower(),
+            "utilizationRatio": read.utilization_ratio,
+            "vramUsedBytes": read.vram_used_bytes,
+            "temperatureCelsius": read.temperature_celsius,
+            "powerWatts": read.power_watts,
+        }
 
 
 def _tail(chunks: Iterator[bytes], count: int) -> Iterator[bytes]:

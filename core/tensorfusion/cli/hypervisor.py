@@ -47,10 +47,24 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
     help="Settings file (YAML), the same as of `up`: backend, plugins, sample_seconds.",
 )
 @click.option(
+    "--listen",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Address of this machine, or interface, to serve TCP on; 0.0.0.0 or :: for all of them.",
+)
+@click.option(
+    "--advertise",
+    default="",
+    metavar="ADDRESS",
+    show_default="the listening address, for all of them the node's InternalIP",
+    help="Address or DNS name that the control plane asks the agent by.",
+)
+@click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=0,
-    help="Port on 127.0.0.1; 0 keeps the folder's last one, or takes a free one.",
+    help="TCP port; 0 keeps the folder's last one, or takes a free one.",
 )
 @click.option(
     "--socket",
@@ -77,6 +91,8 @@ def hypervisor(
     node: str,
     state: Path | None,
     config: Path | None,
+    listen: str,
+    advertise: str,
     port: int,
     socket: Path | None,
     socket_group: bool,
@@ -107,6 +123,8 @@ def hypervisor(
     options = AgentOptions(
         state=state or data / "agents" / (node or "node"),
         node=node,
+        listen=listen,
+        advertise=advertise,
         port=port,
         socket=socket,
         group=socket_group,

@@ -24,6 +24,7 @@ from tensorfusion.errors import (
 )
 from tensorfusion.hypervisor.hypervisor import Hypervisor
 from tensorfusion.hypervisor.registry import Caller, Registry
+from tensorfusion.hypervisor.series import encode_reading
 from tensorfusion.hypervisor.wire import Answer, ApiRequest, decode_limits, json_answer
 from tensorfusion.spi.backend import DeviceInfo, Share, WorkerSpec, WorkerUsage
 from tensorfusion.spi.limited import LimitedWorkers
@@ -40,6 +41,7 @@ class AgentApi:
     Args:
         ready: Checks that do not hold yet, one line each; empty when all do.
         metrics: Prints the exposition.
+        stale_seconds: A reading that is older says nothing of now.
 
     Concurrency: safe from any thread. Everything is read from memory, but for the attestations of
     one worker, which are small files.
@@ -53,6 +55,7 @@ class AgentApi:
         *,
         ready: Callable[[], Sequence[str]],
         metrics: Callable[[], bytes],
+        stale_seconds: float,
         clock: Clock,
     ) -> None:
         self._node = node
@@ -61,10 +64,12 @@ class AgentApi:
         self._registry = registry
         self._ready = ready
         self._metrics = metrics
+        self._stale_seconds = stale_seconds
         self._clock = clock
         self._routes: dict[tuple[str, ...], dict[str, Handler]] = {
             ("metrics",): {"GET": self._exposition},
             ("api", "v1", "health"): {"GET": self._health},
+            ("api", "v1", "reading"): {"GET": self._reading},
             ("api", "v1", "devices"): {"GET": self._devices},
             ("api", "v1", "devices", "*"): {"GET": self._device},
             ("api", "v1", "workers"): {"GET": self._workers},
@@ -121,6 +126,16 @@ class AgentApi:
                 "sampleAgeSeconds": None if reading is None else self._age(reading.time),
             }
         )
+
+    def _reading(self, _request: ApiRequest, caller: Caller, _names: Sequence[str]) -> Answer:
+        _operators_only(caller, "readings")
+        reading = self._hypervisor.sampling.reading(self._node)
+        if reading is None:
+            raise Unavailable("the node could not be read")
+        age = self._age(reading.time)
+        if age > self._stale_seconds:
+            raise Unavailable(f"the last reading is {age} s old")
+        return Answer(200, encode_reading(reading))
 
     def _age(self, time: float) -> float:
         return round(max(0.0, self._clock.now() - time), 3)

@@ -17,7 +17,7 @@ from tensorfusion.api.core.pod import Pod
 from tensorfusion.clock import Clock
 from tensorfusion.errors import BackendError
 from tensorfusion.hypervisor.discovery import Discovery
-from tensorfusion.hypervisor.series import GIGA, NodeReading, Readings, Rows
+from tensorfusion.hypervisor.series import GIGA, HeldWorker, NodeReading, Readings, Rows
 from tensorfusion.runtime.instruments import Instruments
 from tensorfusion.spi.backend import (
     Capabilities,
@@ -87,11 +87,14 @@ class Sampling:
         self._clock = clock
         self.pool_of: Callable[[str], str] = lambda _node: ""
         """Names the pool of a node; set by the composition."""
-        self.elsewhere: Callable[[], Mapping[str, NodeReading]] = dict
-        """The last readings of nodes that have agents of their own; set by the composition."""
-        self._latest: dict[str, _Measured] = {}
-        """Of each node that could be read."""
+        self.elsewhere: Callable[[], Mapping[str, NodeReading | None]] = dict
+        """The last readings of nodes that have agents of their own, None of those that do not
+        answer; set by the composition."""
+        self.latest: dict[str, _Measured] = {}
+        """What was measured last, of each node that could be read."""
         self._lock = threading.Lock()
+        self._heard: dict[str, float] = {}
+        """When each node was read last, seconds since the epoch."""
         self._shown: set[str] = set()
         self._pairs: dict[tuple[str, ...], dict[tuple[str, ...], Labels]] = {}
         """Label pairs of the last pass by names, then by values: most series come again."""
@@ -129,7 +132,7 @@ class Sampling:
         """Read every session once; a node that cannot be read has no reading."""
         for node, session in self._sessions.items():
             now = self._clock.now()
-            last = self._latest.get(node)
+            last = self.latest.get(node)
             measured = _Measured(now)
             try:
                 if last is not None and last.devices and now - last.devices_at < DEVICE_SECONDS:
@@ -140,18 +143,18 @@ class Sampling:
                     measured.usage = session.usage()
             except BackendError as error:
                 log.warning("sampling failed", extra={"node": node, "error": str(error)})
-                self._latest.pop(node, None)
+                self.latest.pop(node, None)
                 continue
-            self._latest[node] = measured
+            self.latest[node] = measured
 
     def usage(self, node: str) -> Sequence[WorkerUsage]:
         """What the workers of a node used at the last reading."""
-        measured = self._latest.get(node)
+        measured = self.latest.get(node)
         return measured.usage if measured is not None else ()
 
     def reading(self, node: str) -> NodeReading | None:
         """The last reading of a node with what is known of it now; None where it has none."""
-        measured = self._latest.get(node)
+        measured = self.latest.get(node)
         if measured is None:
             return None
         session, can = self._sessions[node], self._capabilities
@@ -162,7 +165,7 @@ class Sampling:
             infos=self._discovery.infos.get(node, {}),
             devices=measured.devices if can.metrics else None,
             usage=measured.usage if can.process_usage else None,
-            specs=specs,
+            workers=[HeldWorker.of(spec) for spec in specs],
             faults={s.worker: limited.faults(s.worker) for s in specs} if limited else {},
         )
 
@@ -172,22 +175,19 @@ class Sampling:
             rows: Rows = {}
             found = Readings()
             pods = {pod.metadata.uid: pod for pod in self._pods.values()}
-            readings = dict(self.elsewhere())
-            for node in self._sessions:
-                reading = self.reading(node)
-                if reading is not None:
-                    readings[node] = reading
+            nodes = {**self.elsewhere(), **{node: self.reading(node) for node in self._sessions}}
+            readings = {node: reading for node, reading in nodes.items() if reading is not None}
             for node, reading in readings.items():
                 facts = self._facts_of(node, reading.infos)
                 if reading.devices is not None:
                     _add_devices(facts, reading.devices, found, rows)
                 if reading.usage is not None:
                     _add_workers(facts, reading, reading.usage, found, pods)
-                self._instruments.set(
-                    "tensorfusion_hypervisor_last_heartbeat_timestamp_seconds",
-                    reading.time,
-                    {"node": node},
-                )
+            self._facts = {n: f for n, f in self._facts.items() if n in readings}
+            heard = self._heard | {node: reading.time for node, reading in readings.items()}
+            self._heard = {node: time for node, time in heard.items() if node in nodes}
+            for node, time in self._heard.items():
+                _add(rows, "hypervisor_last_heartbeat_timestamp_seconds", (node,), time)
             found.write(rows)
             self._publish(rows)
 
@@ -268,26 +268,26 @@ def _add_workers(
     pods: Mapping[str, Pod],
 ) -> None:
     pool, node, infos = facts.pool, facts.node, facts.infos
-    specs = {spec.worker: spec for spec in reading.specs}
+    workers = {worker.worker: worker for worker in reading.workers}
     workers_on: dict[str, int] = dict.fromkeys(infos, 0)
     for use in usage:
-        spec = specs.get(use.worker)
-        if spec is None:
+        worker = workers.get(use.worker)
+        if worker is None:
             continue
         uuid = use.uuid
         workers_on[uuid] = workers_on.get(uuid, 0) + 1
-        who = (pool, node, spec.namespace, spec.workload, spec.name, uuid.lower())
+        who = (pool, node, worker.namespace, worker.workload, worker.name, uuid.lower())
         capacity = infos[uuid].compute_gflops if uuid in infos else 0
         found.uses.append((who, use, capacity))
     found.counts += [
         (facts.labels.get(uuid) or (pool, node, uuid.lower()), float(count))
         for uuid, count in workers_on.items()
     ]
-    for spec in specs.values():
-        pod = pods.get(spec.worker)
+    for worker in workers.values():
+        pod = pods.get(worker.worker)
         ready = pod is not None and pod_view.is_ready(pod)
-        owner = (pool, node, spec.namespace, spec.workload, spec.name)
-        found.held.append((owner, spec, ready, reading.faults.get(spec.worker)))
+        owner = (pool, node, worker.namespace, worker.workload, worker.name)
+        found.held.append((owner, worker, ready, reading.faults.get(worker.worker)))
 
 
 def _add(rows: Rows, name: str, labels: tuple[str, ...], value: float) -> None:

@@ -51,6 +51,27 @@ _OF_SHARE: Sequence[tuple[str, Callable[[Share], float], float]] = (
 )
 
 
+class HeldWorker(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Of a worker's spec, what series tell: whose it is, and what it may use per device."""
+
+    worker: str
+    namespace: str
+    name: str
+    workload: str
+    share: Share
+
+    @classmethod
+    def of(cls, spec: WorkerSpec) -> "HeldWorker":
+        """Take it from the spec."""
+        return cls(
+            worker=spec.worker,
+            namespace=spec.namespace,
+            name=spec.name,
+            workload=spec.workload,
+            share=spec.share,
+        )
+
+
 class NodeReading(msgspec.Struct, frozen=True, kw_only=True):
     """One look at a node: everything that its series are made of, wherever that is done.
 
@@ -59,7 +80,7 @@ class NodeReading(msgspec.Struct, frozen=True, kw_only=True):
         infos: Its devices by uuid, as discovered.
         devices: None where the backend does not measure devices.
         usage: None where it does not measure workers.
-        specs: The workers that it holds.
+        workers: Those that it holds.
         faults: By worker, what its limiter could not do; of limited workers only.
     """
 
@@ -67,8 +88,25 @@ class NodeReading(msgspec.Struct, frozen=True, kw_only=True):
     infos: Mapping[str, DeviceInfo]
     devices: Sequence[DeviceMetrics] | None = None
     usage: Sequence[WorkerUsage] | None = None
-    specs: Sequence[WorkerSpec] = ()
+    workers: Sequence[HeldWorker] = ()
     faults: Mapping[str, LimiterFaults] = {}
+
+
+def encode_reading(reading: NodeReading) -> bytes:
+    """Lay a reading out as JSON."""
+    return msgspec.json.encode(reading)
+
+
+def decode_reading(body: bytes) -> NodeReading:
+    """Read what `encode_reading` laid out.
+
+    Raises:
+        ValueError: It is no reading; names the field.
+    """
+    try:
+        return msgspec.json.decode(body, type=NodeReading)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"reading: {error}") from error
 
 
 class Readings:
@@ -84,7 +122,7 @@ class Readings:
         """With the device's compute, GFLOP/s."""
         self.counts: list[Row] = []
         """Workers per device."""
-        self.held: list[tuple[Labels, WorkerSpec, bool, LimiterFaults | None]] = []
+        self.held: list[tuple[Labels, HeldWorker, bool, LimiterFaults | None]] = []
         """Workers, whether their pods are ready, and what their limiter could not do."""
 
     def write(self, rows: Rows) -> None:
@@ -111,7 +149,7 @@ class Readings:
             put(name, [(who, float(of_pressure(pressure))) for who, pressure in pressed])
         put("worker_ready", [(who, float(ready)) for who, _, ready, _ in held])
         for name, of_share, unit in _OF_SHARE:
-            put(name, [(who, of_share(spec.share) * unit) for who, spec, _, _ in held])
+            put(name, [(who, of_share(worker.share) * unit) for who, worker, _, _ in held])
         faults = [(who, found) for who, _, _, found in held if found is not None]
         put("worker_limiter_opened_total", [(who, float(f.opened)) for who, f in faults])
         put("worker_limiter_closed_total", [(who, float(f.closed)) for who, f in faults])

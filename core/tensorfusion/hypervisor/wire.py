@@ -1,6 +1,7 @@
 """One HTTP/1.1 request as bytes, decoded by a pure function: no socket, no state, no surprise.
 
-The agent answers one request per connection. Whatever cannot be read exactly is refused: two
+The agent answers one request per connection, or one after the other where the client asks for it
+and may. Whatever cannot be read exactly is refused: two
 programs that read a request differently are how one is smuggled past the other.
 """
 
@@ -35,6 +36,10 @@ class ApiRequest:
     headers: Mapping[str, bytes] = field(default_factory=dict)
     body: bytes = b""
 
+    def wants_more(self) -> bool:
+        """Whether the client asks to keep the connection for its next request."""
+        return self.headers.get("connection", b"").lower() == b"keep-alive"
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -67,7 +72,7 @@ def decode_request(data: bytes) -> ApiRequest | None:
     if len(body) < length:
         return None
     if len(body) > length:
-        raise BadRequest(f"{len(body) - length} bytes follow the request; one per connection")
+        raise BadRequest(f"{len(body) - length} bytes follow the request; one at a time")
     target = start.group(2)
     if b"?" in target or b"#" in target:
         raise BadRequest("the path takes no query and no fragment")
@@ -152,14 +157,37 @@ _PHRASES: Final = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "For
                    503: "Service Unavailable"}  # fmt: skip
 
 
-def encode_answer(answer: Answer) -> bytes:
-    """Lay an answer out as bytes; the connection ends with it."""
+def encode_answer(answer: Answer, *, keep: bool = False) -> bytes:
+    """Lay an answer out as bytes; the connection ends with it unless it is kept."""
     head = (
         f"HTTP/1.1 {answer.status} {_PHRASES.get(answer.status, 'Error')}\r\n"
         f"content-type: {answer.content_type}\r\ncontent-length: {len(answer.body)}\r\n"
-        "cache-control: no-store\r\nconnection: close\r\n\r\n"
+        f"cache-control: no-store\r\nconnection: {'keep-alive' if keep else 'close'}\r\n\r\n"
     )
     return head.encode() + answer.body
+
+
+_STATUS: Final = re.compile(rb"HTTP/1\.1 ([0-9]{3}) [\x20-\x7e]*")
+
+
+def decode_answer_head(data: bytes) -> tuple[int, int, bool]:
+    """Read the head of an agent's answer, with the empty line at its end.
+
+    Returns:
+        Status, length of the body in bytes, and whether the connection is kept.
+
+    Raises:
+        ApiError: It is no answer that an agent gives; says which part.
+    """
+    first, *lines = data.removesuffix(b"\r\n\r\n").split(b"\r\n")
+    status = _STATUS.fullmatch(first)
+    if status is None:
+        raise BadRequest(f"the status line {first[:80]!r} must be HTTP/1.1 STATUS PHRASE")
+    headers = _headers(lines)
+    length = headers.get("content-length", b"none")
+    if not _LENGTH.fullmatch(length):
+        raise BadRequest(f"content-length {length[:20]!r} must be a number of bytes")
+    return int(status.group(1)), int(length), headers.get("connection") == b"keep-alive"
 
 
 def json_answer(data: object, status: int = 200) -> Answer:
