@@ -14,7 +14,7 @@
 
 #define SIM_EXPORT __attribute__((visibility("default")))
 #define SIM_MAGIC 0x54465349u
-#define SIM_VERSION 6u
+#define SIM_VERSION 7u
 #define SIM_DEVICES 8u /* cards */
 #define SIM_SLICES 24u /* hardware partitions of all cards, each with a device of its own behind the cards' */
 #define SIM_ALL (SIM_DEVICES + SIM_SLICES)
@@ -141,6 +141,7 @@ struct sim_state {
   uint64_t sample_period_ns;
   _Atomic uint64_t virtual_now_ns;
   pthread_mutex_t lock;
+  _Atomic uint32_t stops_again; /* the thread whose process was stopped while it held the lock */
   struct sim_waiter waiters[SIM_WAITERS];
   struct sim_slice slices[SIM_SLICES];
   struct sim_device devices[SIM_ALL];
@@ -157,11 +158,13 @@ extern bool sim_forked; /* this process is a child of one that used the driver, 
 int sim_open(const char *path);
 bool sim_ready(void);
 void sim_uuid(const struct sim_device *card, CUuuid *uuid);
-void sim_lock(void);
-void sim_unlock(void);
 uint32_t sim_self(void);          /* slot of this process, claimed at first use; lock held */
 void sim_reclaim_dead(void);      /* lock held */
 void sim_watch(void);             /* from now on by one system call for all that run */
+
+/* lock.c */
+void sim_lock(void);
+void sim_unlock(void);
 
 /* clock.c */
 uint64_t sim_now(void);

@@ -107,9 +107,27 @@ static void first_time(struct sim_state *state, const char *config) {
   atomic_store(&state->ready, SIM_MAGIC);
 }
 
+static struct sim_state *map(int file) {
+  void *memory = mmap(NULL, sizeof(struct sim_state), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  return memory == MAP_FAILED ? NULL : memory;
+}
+
+/* Only who may have to write the beginning takes turns: one that is stopped then holds up nobody later. */
+static struct sim_state *open_state(int file) {
+  struct stat found;
+  struct sim_state *state = NULL;
+  if (!fstat(file, &found) && found.st_size >= (off_t)sizeof *state) state = map(file);
+  if (state && atomic_load(&state->ready) == SIM_MAGIC) return state;
+  if (state) munmap(state, sizeof *state);
+  if (flock(file, LOCK_EX)) return NULL;
+  state = ftruncate(file, (off_t)sizeof *state) ? NULL : map(file);
+  if (state && atomic_load(&state->ready) != SIM_MAGIC) first_time(state, getenv("TF_SIM_CONFIG"));
+  flock(file, LOCK_UN);
+  return state;
+}
+
 int sim_open(const char *path) {
   pthread_mutex_lock(&open_guard);
-  int result = 0;
   if (!sim) {
     char fallback[64];
     if (!path) path = getenv("TF_SIM_STATE");
@@ -118,24 +136,13 @@ int sim_open(const char *path) {
       path = fallback;
     }
     int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (file < 0 || flock(file, LOCK_EX) || ftruncate(file, (off_t)sizeof(struct sim_state))) {
-      fprintf(stderr, "simulated driver: cannot open state file %s: %s\n", path, strerror(errno));
-      result = -1;
-    } else {
-      void *memory = mmap(NULL, sizeof(struct sim_state), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-      if (memory == MAP_FAILED) result = -1;
-      else {
-        struct sim_state *state = memory;
-        if (atomic_load(&state->ready) != SIM_MAGIC) first_time(state, getenv("TF_SIM_CONFIG"));
-        if (state->version == SIM_VERSION) sim = state;
-        else result = -1;
-      }
-      flock(file, LOCK_UN);
-    }
+    struct sim_state *state = file < 0 ? NULL : open_state(file);
+    if (!state) fprintf(stderr, "simulated driver: cannot open state file %s: %s\n", path, strerror(errno));
+    else if (state->version == SIM_VERSION) sim = state;
     if (file >= 0) close(file);
   }
   pthread_mutex_unlock(&open_guard);
-  return result;
+  return sim ? 0 : -1;
 }
 
 void sim_uuid(const struct sim_device *card, CUuuid *uuid) {
@@ -151,13 +158,6 @@ void sim_uuid(const struct sim_device *card, CUuuid *uuid) {
 }
 
 bool sim_ready(void) { return sim != NULL; }
-
-void sim_lock(void) {
-  /* A process killed inside leaves at worst one half-done command; its slot is reclaimed as a whole later. */
-  if (pthread_mutex_lock(&sim->lock) == EOWNERDEAD) pthread_mutex_consistent(&sim->lock);
-}
-
-void sim_unlock(void) { pthread_mutex_unlock(&sim->lock); }
 
 static void release_slot(uint32_t slot, uint64_t now) {
   struct sim_process *process = &sim->processes[slot];

@@ -1,13 +1,15 @@
-"""``python tests/bench/node.py [--json] [--only churn|smi|slow]``: what else a node has to bear.
+"""``python tests/bench/node.py [--json] [--only churn|smi|full|slow]``: what else a node has to bear.
 
 churn: workers made and killed over and over; what is left of files, open files and memory.
-smi: the tables of many workers, laid out for 80 columns.
+smi: the tables of many workers, laid out for 80 columns, and the whole command once Python has started.
+full: how soon a worker has memory that asks for it beside an idle one of lower quality of service.
 slow: clients of the agent that never finish their requests, and what they do to the sampler.
 """
 
 import argparse
 import contextlib
 import gc
+import io
 import itertools
 import os
 import random
@@ -21,11 +23,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.agent import SAMPLE_SECONDS, create_loads, machine, print_rows, site_of
+from bench.freeze import LINK_BYTES_PER_SECOND
+from native import test_oversold_node as oversold
+from native.test_freezing import Node
 from rig.agents import UnixConnection
 
 from tensorfusion.clock import SystemClock
 from tensorfusion.hypervisor.environment import process_environment
-from tensorfusion.spi.backend import NodeContext, Share, WorkerSpec
+from tensorfusion.hypervisor.evictor import IDLE_SECONDS
+from tensorfusion.spi.backend import FullPolicy, NodeContext, Share, WhenFull, WorkerSpec
+from tensorfusion_native import commands
 from tensorfusion_native.libraries import libraries
 from tensorfusion_native.show import COLUMNS, Watcher, to_text
 from tensorfusion_simulated.backend import SimulatedBackend
@@ -126,15 +133,24 @@ def churn(count, seed=1):
     ]
 
 
+def command_seconds(data):
+    """How long the command takes in a process that has everything imported."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        moment = time.perf_counter()
+        commands.smi.main(["--data", str(data)], standalone_mode=False)
+        return time.perf_counter() - moment
+
+
 def smi(workers, rounds=20):
-    """Lay out the tables of many workers; the reading before it is told beside."""
+    """Lay out the tables of many workers; the reading before it is told beside, and the command as a whole."""
     with tempfile.TemporaryDirectory() as folder:
-        session = session_of(Path(folder), 8)
+        state = Path(folder) / "nodes" / "sim"
+        session = session_of(state, 8)
         devices = [device.uuid for device in session.discover()]
         for number in range(workers):
             session.prepare(worker(number, devices))
-        watcher = Watcher([Path(folder) / "native"], libraries())
-        looks, layouts = [], []
+        watcher = Watcher([state / "native"], libraries())
+        looks, layouts, wholes = [], [], []
         for _ in range(rounds):
             moment = time.perf_counter()
             seen = watcher.look()
@@ -142,11 +158,13 @@ def smi(workers, rounds=20):
             moment = time.perf_counter()
             lines = to_text(seen)
             layouts.append(time.perf_counter() - moment)
+            wholes.append(command_seconds(Path(folder)))
         session.close()
     assert len(seen.workers) == workers
     widest = max(map(len, lines))
     return [
         (f"smi, {workers} workers: reading, median", 1000 * statistics.median(looks), 50.0, "ms"),
+        (f"smi, {workers} workers: whole command", 1000 * statistics.median(wholes), 50.0, "ms"),
         (f"smi, {workers} workers: tables, worst", 1000 * max(layouts), 50.0, "ms"),
         (f"smi, {workers} workers: widest line", float(widest), float(COLUMNS), "columns"),
     ]
@@ -177,6 +195,46 @@ def gaps(site, seconds):
         time.sleep(SAMPLE_SECONDS / 4)
     ordered = sorted(moments)
     return max(b - a for a, b in itertools.pairwise(ordered)), max(answers)
+
+
+def full(rounds=3):
+    """Ask for more than the card has left while the neighbour has been idle for long enough.
+
+    Its bytes pass the simulated card's link on their way to host memory, which is told beside.
+    """
+    waits, held, asked = [], 16, 70
+    for _ in range(rounds):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            contextlib.closing(Node(Path(folder))) as node,
+        ):
+            share = Share(1000, GIB, 1000, (asked + 1) * GIB)
+            evict = WhenFull(FullPolicy.EVICT, 60.0)
+            low = node.spec("low", share=share, qos="low")
+            high = node.spec("high", share=share, qos="high", when_full=evict)
+            node.start(low, oversold.HOLDER.replace("50 << 30", f"{held} << 30"))
+            asker = node.start(high, oversold.ASKER.replace("40 << 30", f"{asked} << 30"))
+            stop = threading.Event()
+            thread = threading.Thread(target=oversold.evictor(node, [low, high]).run, args=(stop,))
+            thread.start()
+            time.sleep(2 * IDLE_SECONDS)
+            moment = time.perf_counter()
+            asker.ask()
+            if asker.hear() == {"code": 0}:
+                waits.append(time.perf_counter() - moment)
+            stop.set()
+            thread.join()
+    link = held * GIB / LINK_BYTES_PER_SECOND
+    return [
+        ("memory of an idle neighbour, refused", float(rounds - len(waits)), 0.0, "times"),
+        (
+            f"the same, {held} GiB of it in its way, worst",
+            1000 * max(waits, default=float("inf")),
+            1000.0,
+            "ms",
+        ),
+        ("of it, on the simulated link", 1000 * link, 1000.0, "ms"),
+    ]
 
 
 HEARTBEAT = "tensorfusion_hypervisor_last_heartbeat_timestamp_seconds{"
@@ -236,11 +294,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="Print one object a row.")
     parser.add_argument("--workers", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--only", choices=("churn", "smi", "slow"))
+    parser.add_argument("--only", choices=("churn", "smi", "full", "slow"))
     given = parser.parse_args()
     parts = {
         "churn": lambda: churn(given.workers),
         "smi": lambda: smi(64),
+        "full": full,
         "slow": lambda: slow(CLIENTS, given.seconds),
     }
     for name, part in parts.items():

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from native import offsets
 
 from tensorfusion.apiserver.security import ensure_credentials
+from tensorfusion.app.agent_door import Door
 from tensorfusion.app.agent_server import AgentServer
 from tensorfusion.clock import SystemClock
 from tensorfusion.errors import BadRequest, NotFound, TooLarge
@@ -179,7 +180,8 @@ class Socket:
     def __init__(self, folder):
         registry = Registry(lambda: (), lambda uid: "", folder / "pods", SystemClock())
         credentials = ensure_credentials(folder, SystemClock())
-        self.server = AgentServer(Api(), registry, credentials, folder, folder / "s")
+        door = Door("127.0.0.1", "127.0.0.1", ())
+        self.server = AgentServer(Api(), registry, credentials, folder, folder / "s", door)
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self.server.run, args=(self.stop,))
         self.thread.start()

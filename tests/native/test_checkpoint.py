@@ -13,6 +13,7 @@ import pytest
 from native.machine import CONTEXT, MIB, result, uuid
 from native.test_headers import INCLUDE, measure
 from rig.cuda_headers import CUDA_PACKAGES, HeadersMissingError, include_folder
+from rig.program import wait
 
 from tensorfusion_native.checkpoint import (
     ILLEGAL_STATE,
@@ -305,6 +306,36 @@ def test_a_target_that_is_killed_while_somebody_waits_for_it(machine, driver):
     tenant.wait()
     assert result(caller)["code"] == INVALID_VALUE
     assert free_bytes(machine) == 1 << 30
+
+
+@pytest.mark.parametrize("mode", ["wall", "virtual"])
+def test_a_process_that_is_stopped_in_a_call_holds_nobody_up(machine, mode):
+    """At most of these instants it holds the lock of all; it must not run on because of that either."""
+    machine.mode = mode
+    busy = machine.python("init(); say(ready=1)\nwhile True: alloc(1 << 50)")
+    told(busy)
+    others = [
+        machine.python("init(); say(ready=1)\nwhile True: input(); say(left=info()[0])")
+        for _ in range(2)
+    ]
+    for other in others:
+        told(other)
+    for _ in range(30):
+        os.kill(busy.pid, signal.SIGSTOP)
+        for other in others:
+            ask(other)
+        for other in others:
+            assert told(other)["left"] > 0
+        wait(lambda: state_of(busy.pid) == "T")
+        time.sleep(0.005)
+        assert state_of(busy.pid) == "T", "who waited for it has what it wanted"
+        os.kill(busy.pid, signal.SIGCONT)
+        time.sleep(0.001)
+
+
+def state_of(pid):
+    """The letter of a process's state (proc(5))."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 CALLER = """

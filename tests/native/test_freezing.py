@@ -354,7 +354,6 @@ def test_the_loop_freezes_who_idles_and_thaws_who_works(node, tmp_path):
 
 def test_a_stopped_process_is_given_up_and_not_left_locked(node):
     tenant = node.start(node.spec("w"))
-    tenant.work()  # or a thread that just starts may be stopped with the driver's lock
     os.kill(tenant.pid, signal.SIGSTOP)
     with pytest.raises(BackendError, match="not done within the time"):
         node.session.freeze("w", Tier.WARM)

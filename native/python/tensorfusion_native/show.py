@@ -12,7 +12,7 @@ from tensorfusion_native.libraries import Libraries
 from tensorfusion_native.management import Device, Management, Reading
 from tensorfusion_native.place import real_management
 from tensorfusion_native.simulated_machine import SimulatedMachine
-from tensorfusion_native.states import DeviceUse
+from tensorfusion_native.states import DeviceUse, Place, States, decode_state
 from tensorfusion_native.workers import WorkerRecord, Workers
 
 BAR = 10
@@ -108,8 +108,12 @@ class Watcher:
                 ratios[device.uuid] = management.process_ratios(device.index)
         for root in self._roots:
             found = Workers(root / "workers")
-            for record in found.records():
-                workers += self._worker_rows(found, record, ratios)
+            for record, pids, uses in _read(found):
+                for uuid, use in zip(record.devices, uses, strict=True):
+                    measured = ratios.get(uuid, {})
+                    ratio = sum(measured.get(pid, 0.0) for pid in pids)
+                    held = self._throttled((found.folder, record.name, uuid), use)
+                    workers.append(_worker_row(record, uuid, use, len(pids), ratio, held))
             found.close()
         return Seen(devices, workers)
 
@@ -128,35 +132,6 @@ class Watcher:
                         continue  # a state of another version: nobody runs on it any more
                 yield self._machines[folder], True
 
-    def _worker_rows(
-        self, found: Workers, record: WorkerRecord, ratios: dict[str, dict[int, float]]
-    ) -> Iterator[WorkerRow]:
-        try:
-            uses, pids = found.use(record.name), found.pids(record.name)
-        except (OSError, ValueError):
-            return  # it ended while we looked
-        for uuid, use in zip(record.devices, uses, strict=True):
-            measured = ratios.get(uuid, {})
-            yield WorkerRow(
-                worker=record.name,
-                uuid=uuid,
-                processes=len(pids),
-                limit_ratio=record.compute_ratio,
-                limit_bytes=record.vram_bytes,
-                compute_ratio=sum(measured.get(pid, 0.0) for pid in pids),
-                used_bytes=use.used_bytes,
-                peak_bytes=use.peak_bytes,
-                launches=use.launches,
-                throttled_seconds=use.throttled_ns / 1e9,
-                throttled_ratio=self._throttled((found.folder, record.name, uuid), use),
-                denied=use.denied + use.full_denied,
-                spilled_bytes=use.spilled_bytes,
-                wanted_bytes=use.wanted_bytes,
-                waits=use.full_waits,
-                evict_requests=use.evict_requests,
-                command=" ".join(record.command),
-            )
-
     def _throttled(self, key: tuple[Path, str, str], use: DeviceUse) -> float | None:
         now, total = time.monotonic(), use.throttled_ns / 1e9
         before = self._before.get(key)
@@ -168,6 +143,50 @@ def data_roots(data: Path | None) -> list[Path]:
     """The folders of a control plane's nodes with workers under the limiter."""
     folder = data or Path(os.environ.get("TENSORFUSION_DATA") or Path.home() / ".tensorfusion")
     return sorted((folder / "nodes").glob("*/native"))
+
+
+def _read(found: Workers) -> list[tuple[WorkerRecord, set[int], list[DeviceUse]]]:
+    """Each worker with its processes and its use of each device, as they all are at one moment."""
+    open_now: list[tuple[WorkerRecord, set[int]]] = []
+    places: list[Place] = []
+    for record in found.records():
+        try:
+            rows = [found.place(record.name, row) for row in range(len(record.devices))]
+            open_now.append((record, found.pids(record.name)))
+        except (OSError, ValueError, IndexError):
+            continue  # it ended while we looked, or its files are not its own
+        places += rows
+    uses = map(decode_state, States(places).take())
+    return [(record, pids, [next(uses) for _ in record.devices]) for record, pids in open_now]
+
+
+def _worker_row(
+    record: WorkerRecord,
+    uuid: str,
+    use: DeviceUse,
+    processes: int,
+    compute_ratio: float,
+    throttled_ratio: float | None,
+) -> WorkerRow:
+    return WorkerRow(
+        worker=record.name,
+        uuid=uuid,
+        processes=processes,
+        limit_ratio=record.compute_ratio,
+        limit_bytes=record.vram_bytes,
+        compute_ratio=compute_ratio,
+        used_bytes=use.used_bytes,
+        peak_bytes=use.peak_bytes,
+        launches=use.launches,
+        throttled_seconds=use.throttled_ns / 1e9,
+        throttled_ratio=throttled_ratio,
+        denied=use.denied + use.full_denied,
+        spilled_bytes=use.spilled_bytes,
+        wanted_bytes=use.wanted_bytes,
+        waits=use.full_waits,
+        evict_requests=use.evict_requests,
+        command=" ".join(record.command),
+    )
 
 
 def _device_row(device: Device, reading: Reading, simulated: bool) -> DeviceRow:
