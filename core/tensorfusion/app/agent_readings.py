@@ -31,6 +31,8 @@ AGAIN_SECONDS: Final = 1.0
 """A silent agent is asked no more often."""
 MOST_ANSWER_BYTES: Final = 32 << 20
 PHASES: Final = 997
+LOOK_SECONDS: Final = 0.2
+"""How often the loop looks whether it shall end."""
 
 
 class AgentReadings:
@@ -72,7 +74,9 @@ class AgentReadings:
             self._loop = asyncio.get_running_loop()
         try:
             self._adjust()
-            await asyncio.to_thread(stop.wait)
+            # A thread of the loop's pool that waited would keep a process alive that gives up.
+            while not stop.is_set():
+                await asyncio.sleep(LOOK_SECONDS)
         finally:
             with self._lock:
                 self._loop = None  # what is still running is cancelled with the loop
