@@ -153,6 +153,17 @@ def parse_quantity(value: str | int | float) -> Fraction:
     return read_quantity(value).value
 
 
+def count_of(value: str | int | float) -> int:
+    """Read how many of an extended resource are asked for; 0 where the text is no quantity.
+
+    The API's own validation refuses such a text with a better message.
+    """
+    try:
+        return int(parse_quantity(value))
+    except (QuantityError, TypeError):
+        return 0
+
+
 def canonical_quantity(value: str | int | float) -> str:
     """Print a quantity as the Kubernetes API would print it back.
 

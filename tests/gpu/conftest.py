@@ -1,9 +1,13 @@
 """Every test of a driver program runs on this machine's GPU, and on a simulated one to keep the programs right."""
 
+import importlib.util
+import sys
+from ctypes import CDLL
+
 import pytest
 from gpu.target import Target, real_library, simulated_place
 
-from tensorfusion_native.libraries import built, libraries
+from tensorfusion_native.libraries import VIEW, built, libraries
 from tensorfusion_native.management import Management
 from tensorfusion_native.place import real_place
 from tensorfusion_native.workers import Workers
@@ -62,3 +66,15 @@ def open_target(request):
 @pytest.fixture
 def target(open_target):
     return open_target()
+
+
+@pytest.fixture
+def pynvml(target, monkeypatch):
+    """A copy of nvidia-ml-py that is bound to the very management library of the target."""
+    spec = importlib.util.find_spec("pynvml")
+    bound = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "pynvml", bound)  # it looks itself up there
+    spec.loader.exec_module(bound)
+    machine = target.place.machine
+    bound.nvmlLib = CDLL(str(real_library()[0] if machine is None else machine.folder / VIEW))
+    return bound

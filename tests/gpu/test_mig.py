@@ -1,18 +1,12 @@
 """MIG on this machine's first GPU, where it is in that mode and not cut: what is cut is given back."""
 
-import importlib.util
-import sys
-from ctypes import CDLL
-
 import pytest
-from gpu.target import real_library
 
 from tensorfusion.clock import SystemClock
 from tensorfusion.errors import BackendError
 from tensorfusion.model.hardware import geometry_of
 from tensorfusion.model.partitions import Cut, legal_starts
 from tensorfusion.spi.backend import Enforcement, NodeContext, Share, WorkerSpec
-from tensorfusion_native.libraries import VIEW
 from tensorfusion_nvidia.backend import NvidiaBackend
 
 
@@ -22,16 +16,10 @@ def target(open_target):
 
 
 @pytest.fixture
-def session(target, tmp_path, monkeypatch):
+def session(target, pynvml, tmp_path):
     """A session with a card to cut; a real one is left in the mode that it has, a simulated one is put into it."""
-    spec = importlib.util.find_spec("pynvml")
-    pynvml = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "pynvml", pynvml)  # it looks itself up there
-    spec.loader.exec_module(pynvml)
-    machine = target.place.machine
-    pynvml.nvmlLib = CDLL(str(real_library()[0] if machine is None else machine.folder / VIEW))
     pynvml.nvmlInit()
-    if machine is not None:
+    if target.place.machine is not None:
         pynvml.nvmlDeviceSetMigMode(pynvml.nvmlDeviceGetHandleByIndex(0), 1)
     context = NodeContext(node="here", state_dir=tmp_path, clock=SystemClock())
     session = NvidiaBackend(pynvml).open(context)

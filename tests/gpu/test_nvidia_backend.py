@@ -1,17 +1,13 @@
 """The NVIDIA backend on the device's own management library, beside what the driver itself tells programs."""
 
-import importlib.util
-import sys
 import time
-from ctypes import CDLL
 
 import pytest
-from gpu.target import follow, real_library
+from gpu.target import follow
 from native.machine import GIB, lines
 
 from tensorfusion.clock import SystemClock
 from tensorfusion.spi.backend import Enforcement, NodeContext, Share, WorkerSpec
-from tensorfusion_native.libraries import VIEW
 from tensorfusion_nvidia.backend import NvidiaBackend
 
 UTILIZATION_SECONDS = 3.0
@@ -24,15 +20,8 @@ def target(open_target):
 
 
 @pytest.fixture
-def session(target, tmp_path, monkeypatch):
-    """The first session on the target's library: a copy of nvidia-ml-py that is bound to that very file."""
-    spec = importlib.util.find_spec("pynvml")
-    pynvml = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "pynvml", pynvml)  # it looks itself up there
-    spec.loader.exec_module(pynvml)
-    machine = target.place.machine
-    library = real_library()[0] if machine is None else machine.folder / VIEW
-    pynvml.nvmlLib = CDLL(str(library))
+def session(pynvml, tmp_path):
+    """The first session on the target's library."""
     context = NodeContext(node="here", state_dir=tmp_path, clock=SystemClock())
     session = NvidiaBackend(pynvml).open(context)
     yield session

@@ -3,14 +3,13 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from tensorfusion.admission.layers import Layer
 from tensorfusion.admission.providers import Providers
 from tensorfusion.admission.raw import containers, mapping, resources, spec_of
 from tensorfusion.admission.refusal import RefusedValue
 from tensorfusion.api.resource import JsonObject
-from tensorfusion.units import MILLI_PERCENT_FULL, QuantityError, parse_quantity
+from tensorfusion.units import MILLI_PERCENT_FULL, count_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,17 +109,10 @@ def _count(container: JsonObject, providers: Providers) -> Counter[str]:
     for side in resources(container):
         for name, amount in side.items():
             if providers.is_native(name):
-                number = _whole_number(amount)
+                number = count_of(amount)
                 if number > found[name]:
                     found[name] = number
     return +found
-
-
-def _whole_number(amount: Any) -> int:
-    try:
-        return int(parse_quantity(amount))
-    except (QuantityError, TypeError):
-        return 0  # the API's own validation refuses it with a better message
 
 
 def _stripped(container: JsonObject, gone: frozenset[str]) -> JsonObject:

@@ -16,6 +16,7 @@ from zlib import crc32
 from tensorfusion.api.core.cluster import Secret
 from tensorfusion.api.registry import SECRETS
 from tensorfusion.app.agents import LABEL, NAMESPACE, Reached, decode_address, secret_name
+from tensorfusion.app.startup import until_set
 from tensorfusion.clock import Clock
 from tensorfusion.errors import ApiError, Unavailable
 from tensorfusion.hypervisor.series import NodeReading, decode_reading
@@ -31,8 +32,6 @@ AGAIN_SECONDS: Final = 1.0
 """A silent agent is asked no more often."""
 MOST_ANSWER_BYTES: Final = 32 << 20
 PHASES: Final = 997
-LOOK_SECONDS: Final = 0.2
-"""How often the loop looks whether it shall end."""
 
 
 class AgentReadings:
@@ -74,9 +73,7 @@ class AgentReadings:
             self._loop = asyncio.get_running_loop()
         try:
             self._adjust()
-            # A thread of the loop's pool that waited would keep a process alive that gives up.
-            while not stop.is_set():
-                await asyncio.sleep(LOOK_SECONDS)
+            await until_set(stop)
         finally:
             with self._lock:
                 self._loop = None  # what is still running is cancelled with the loop

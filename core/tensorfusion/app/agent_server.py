@@ -25,6 +25,7 @@ from tensorfusion.apiserver.security import (
     write_private,
 )
 from tensorfusion.app.agent_door import Door
+from tensorfusion.app.startup import until_set
 from tensorfusion.errors import ApiError, ConfigError, Forbidden, Unauthorized
 from tensorfusion.hypervisor.api import AgentApi
 from tensorfusion.hypervisor.registry import PEER, Caller, Registry, decode_peer
@@ -101,7 +102,7 @@ class AgentServer:
         )
         unix = await asyncio.start_unix_server(self._by_peer, sock=self._unix)
         async with tcp, unix:
-            await asyncio.to_thread(stop.wait)
+            await until_set(stop)
         with contextlib.suppress(OSError):
             self.path.unlink()
 

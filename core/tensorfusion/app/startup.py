@@ -1,14 +1,28 @@
 """What every process of ours starts with: its folder, its plugins, its backend."""
 
+import asyncio
 import fcntl
 import os
+import threading
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from tensorfusion.errors import ConfigError
 from tensorfusion.host import PluginHost
 from tensorfusion.runtime.settings import Settings
 from tensorfusion.spi.backend import Backend
+
+STOP_LOOK_SECONDS: Final = 0.2
+"""How often an event loop looks whether it shall end."""
+
+
+async def until_set(stop: threading.Event) -> None:
+    """Wait on an event loop until an event of other threads is set.
+
+    A thread of the loop's pool that waited would keep a process alive that gives up.
+    """
+    while not stop.is_set():
+        await asyncio.sleep(STOP_LOOK_SECONDS)
 
 
 def acquire_lock(data: Path, hint: str) -> IO[str]:

@@ -9,7 +9,6 @@ are any.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -123,17 +122,7 @@ class Surroundings:
 
     def _required(self, rules: Neighbours) -> Iterator[Rule]:
         for claim, nodes in self._taken:
-            mask = np.full(self._fleet.size, FLEET not in nodes, dtype=np.bool_)
-            for node in nodes:
-                slot = self._fleet.slot_of(node)
-                if slot is not None:
-                    mask[slot] = False
-            shape = (self._fleet.size, self._fleet.width)
-            phrase = f"where {claim} is taken"
-            cards = np.broadcast_to(mask[:, None], shape)
-            like = np.full(shape, FLEET not in nodes, dtype=np.bool_)
-            excess = (~cards).astype(np.int64)
-            yield Rule(TAKEN, phrase, cards, like, partial(_same, excess))
+            yield self._free(claim, nodes)
         for term in rules.apart:
             if not term.weight:
                 yield self._apart(term, self._census(term))
@@ -145,6 +134,18 @@ class Surroundings:
         for spread in rules.spread:
             if spread.required:
                 yield self._even(spread)
+
+    def _free(self, claim: Claim, nodes: frozenset[str]) -> Rule:
+        mask = np.full(self._fleet.size, FLEET not in nodes, dtype=np.bool_)
+        for node in nodes:
+            slot = self._fleet.slot_of(node)
+            if slot is not None:
+                mask[slot] = False
+        shape = (self._fleet.size, self._fleet.width)
+        cards = np.broadcast_to(mask[:, None], shape)
+        like = np.full(shape, FLEET not in nodes, dtype=np.bool_)
+        phrase = f"where {claim} is taken"
+        return Rule(TAKEN, phrase, cards, like, lambda: (~cards).astype(np.int64))
 
     def _apart(self, term: PeerTerm, census: Census) -> Rule:
         counts = self._counted(term, census)
@@ -327,10 +328,6 @@ class Surroundings:
     def order(self, slot: int, fitting: list[int]) -> list[int]:
         """Return a node's cards, those with the least burden first; else as they come."""
         return sorted(fitting, key=self.burden[slot].__getitem__)
-
-
-def _same(value: Ints) -> Ints:
-    return value
 
 
 def concerned(peers: PeerIndex, demand: Demand) -> bool:

@@ -18,7 +18,7 @@ from tensorfusion.model.device import NodeInfo
 from tensorfusion.model.filters import NODE_RULES
 from tensorfusion.scheduling.translate import node_info_of, node_rules_of
 from tensorfusion.store.informer import Informer
-from tensorfusion.units import QuantityError, parse_quantity
+from tensorfusion.units import count_of
 
 BESIDE_WORKERS = "node(s) with workers of ours, and native GPU pods are kept apart from them"
 
@@ -105,7 +105,7 @@ class PlainPods:
             status = node.status
             offered = (status.allocatable or status.capacity) if status is not None else {}
             for name, amount in asked.items():
-                if held[name] + amount > _whole(offered.get(name, 0)):
+                if held[name] + amount > count_of(offered.get(name, 0)):
                     return f"Insufficient {name}"
         return BESIDE_WORKERS if apart and self._workers_on(info.name) else ""
 
@@ -144,15 +144,8 @@ def _extended(sides: Iterable[dict[str, str | int | float]]) -> Counter[str]:
     for side in sides:
         for name, amount in side.items():
             if "/" in name:
-                found[name] = max(found[name], _whole(amount))
+                found[name] = max(found[name], count_of(amount))
     return +found
-
-
-def _whole(amount: str | float) -> int:
-    try:
-        return int(parse_quantity(amount))
-    except QuantityError:
-        return 0  # the API's own validation refuses it with a better message
 
 
 def _is_avoided(shape: Shape, info: NodeInfo) -> bool:

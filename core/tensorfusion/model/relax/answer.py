@@ -305,9 +305,9 @@ class _Relaxation:
 
     def _proof(self, kind: str) -> str:
         """Say what stands in the way when the kind is relaxed all the way."""
-        if kind in self._gave_up and kind == "evict":
-            return "none of the smallest sets of workers that were tried helps"
         if kind in self._gave_up:
+            if kind == "evict":
+                return "none of the smallest sets of workers that were tried helps"
             return f"none of the {NODES_TRIED} nodes that were tried helps"
         if kind == "evict" and self._violations:
             return f"even with nobody there: {self._violations[0].message}"
