@@ -300,8 +300,8 @@ SIM_EXPORT int tfSimOpen(const char *state, const char *config) {
   return sim_open(state);
 }
 
-/* The truth about every process that used the device, also of those that ended: a row keeps its place until the
- * machine needs it for another process. */
+/* The truth about every process that used the device or a partition of it, also of those that ended: a row keeps its
+ * place until the machine needs it for another process. */
 struct row {
   uint32_t pid, alive;
   uint64_t start_ticks, used_bytes, busy_ns;
@@ -314,9 +314,13 @@ SIM_EXPORT int tfSimProcesses(unsigned index, struct row *rows, unsigned room) {
   sim_reclaim_dead();
   for (uint32_t i = 0; i < sim->process_high && found < room; i++) {
     const struct sim_process *process = &sim->processes[i];
-    const struct sim_process_device *use = &process->device[index];
-    if (!use->busy_ns && !use->used_bytes) continue;
-    rows[found++] = (struct row){process->pid, process->alive, process->start_ticks, use->used_bytes, use->busy_ns};
+    struct row row = {process->pid, process->alive, process->start_ticks, 0, 0};
+    for (uint32_t d = 0; d < SIM_ALL; d++) {
+      if (!covers(HANDLE(index), d)) continue;
+      row.used_bytes += process->device[d].used_bytes;
+      row.busy_ns += process->device[d].busy_ns;
+    }
+    if (row.busy_ns || row.used_bytes) rows[found++] = row;
   }
   sim_unlock();
   return (int)found;

@@ -160,30 +160,29 @@ SIM_EXPORT nvmlReturn_t nvmlGpuInstanceDestroy(nvmlGpuInstance_t handle) {
   return busy ? NVML_ERROR_IN_USE : NVML_SUCCESS;
 }
 
+/* Finds the instances of a card: those of a profile, or, without one, that of an id. */
+static unsigned instances(uint32_t card, const struct sim_profile *profile, unsigned id, nvmlGpuInstance_t *rows) {
+  unsigned found = 0;
+  for (uint32_t i = 0; i < SIM_SLICES; i++) {
+    const struct sim_slice *slice = &sim->slices[i];
+    if (!slice->in_use || slice->card != card) continue;
+    if (profile ? sim_profile_of(slice) == profile : slice->id == id) rows[found++] = instance(slice);
+  }
+  return found;
+}
+
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetGpuInstances(nvmlDevice_t device, unsigned id, nvmlGpuInstance_t *rows,
                                                   unsigned *count) {
   CHECK_CUT(device);
   const struct sim_profile *profile = profile_by(CARD(device), false, id);
   if (!profile) return NVML_ERROR_INVALID_ARGUMENT;
-  unsigned found = 0;
-  for (uint32_t i = 0; i < SIM_SLICES; i++) {
-    const struct sim_slice *slice = &sim->slices[i];
-    if (slice->in_use && slice->card == INDEX(device) && sim_profile_of(slice) == profile)
-      rows[found++] = instance(slice);
-  }
-  *count = found;
+  *count = instances(INDEX(device), profile, 0, rows);
   return NVML_SUCCESS;
 }
 
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetGpuInstanceById(nvmlDevice_t device, unsigned id, nvmlGpuInstance_t *found) {
   CHECK_CUT(device);
-  for (uint32_t i = 0; i < SIM_SLICES; i++) {
-    const struct sim_slice *slice = &sim->slices[i];
-    if (!slice->in_use || slice->card != INDEX(device) || slice->id != id) continue;
-    *found = instance(slice);
-    return NVML_SUCCESS;
-  }
-  return NVML_ERROR_NOT_FOUND;
+  return instances(INDEX(device), NULL, id, found) ? NVML_SUCCESS : NVML_ERROR_NOT_FOUND;
 }
 
 SIM_EXPORT nvmlReturn_t nvmlGpuInstanceGetInfo(nvmlGpuInstance_t handle, nvmlGpuInstanceInfo_t *info) {
@@ -281,21 +280,17 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceIsMigDeviceHandle(nvmlDevice_t device, unsigne
 }
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t device, unsigned *count) {
   CHECK(device);
-  *count = ON_SLICE(device) || !CARD(device)->slots ? 0 : CARD(device)->slots == 8 ? 7 : CARD(device)->slots;
+  *count = ON_SLICE(device) || !CARD(device)->slots ? 0 : CARD(device)->slots == 8 ? SIM_CUTS : CARD(device)->slots;
   return NVML_SUCCESS;
 }
 
 /* Devices are numbered in the order of the instances' ids. */
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t device, unsigned index, nvmlDevice_t *found) {
   CHECK_CUT(device);
-  for (uint32_t id = 1; id <= SIM_SLICES; id++)
-    for (uint32_t i = 0; i < SIM_SLICES; i++) {
-      const struct sim_slice *slice = &sim->slices[i];
-      if (!slice->usable || slice->card != INDEX(device) || slice->id != id || index--) continue;
-      *found = HANDLE(SIM_DEVICES + i);
-      return NVML_SUCCESS;
-    }
-  return NVML_ERROR_NOT_FOUND;
+  uint32_t slice = sim_slice_at(INDEX(device), index);
+  if (slice == SIM_NONE) return NVML_ERROR_NOT_FOUND;
+  *found = HANDLE(SIM_DEVICES + slice);
+  return NVML_SUCCESS;
 }
 
 #define CHECK_SLICE(device) \

@@ -14,9 +14,10 @@
 
 #define SIM_EXPORT __attribute__((visibility("default")))
 #define SIM_MAGIC 0x54465349u
-#define SIM_VERSION 7u
+#define SIM_VERSION 8u
 #define SIM_DEVICES 8u /* cards */
-#define SIM_SLICES 24u /* hardware partitions of all cards, each with a device of its own behind the cards' */
+#define SIM_CUTS 7u /* hardware partitions of a card */
+#define SIM_SLICES 56u /* of all cards; each has a device of its own behind the cards' */
 #define SIM_ALL (SIM_DEVICES + SIM_SLICES)
 #define SIM_PROCESSES 512u
 #define SIM_SHARED 1024u
@@ -222,7 +223,7 @@ bool sim_slice_busy(uint32_t slice); /* a living process has a context there */
 bool sim_card_busy(uint32_t card);
 bool sim_cut_up(uint32_t card); /* it has partitions */
 uint32_t sim_slice_named(const char *uuid, size_t length); /* a usable one, or SIM_NONE */
-uint32_t sim_slice_first(uint32_t card); /* its first usable one, or SIM_NONE */
+uint32_t sim_slice_at(uint32_t card, uint32_t number); /* of its usable ones, in the order of their ids, or SIM_NONE */
 
 /* memory.c */
 CUresult sim_charge(uint32_t device, uint64_t bytes);

@@ -22,6 +22,7 @@ static const struct {
     {108, {14, 14, 14, 28, 42, 56, 98}},  /* A100 */
     {132, {16, 16, 26, 32, 60, 64, 132}}, /* H100 SXM, H200 */
 };
+_Static_assert(SIM_SLICES == SIM_DEVICES * SIM_CUTS, "room for every partition of every card");
 #define GIB (1ull << 30)
 
 const struct sim_profile *sim_profiles(const struct sim_device *card, uint32_t *count) {
@@ -143,11 +144,11 @@ uint32_t sim_slice_named(const char *uuid, size_t length) {
   return SIM_NONE;
 }
 
-uint32_t sim_slice_first(uint32_t card) {
-  uint32_t first = SIM_NONE;
-  for (uint32_t i = 0; i < SIM_SLICES; i++)
-    if (sim->slices[i].usable && sim->slices[i].card == card &&
-        (first == SIM_NONE || sim->slices[i].id < sim->slices[first].id))
-      first = i;
-  return first;
+uint32_t sim_slice_at(uint32_t card, uint32_t number) {
+  for (uint32_t id = 1; id <= SIM_CUTS; id++)
+    for (uint32_t i = 0; i < SIM_SLICES; i++) {
+      const struct sim_slice *slice = &sim->slices[i];
+      if (slice->usable && slice->card == card && slice->id == id && !number--) return i;
+    }
+  return SIM_NONE;
 }

@@ -46,7 +46,7 @@ static bool add(const char *entry) {
   } else if (!find(entry, &index)) {
     return false;
   } else if (sim->devices[index].partitioned) {
-    slice = sim_slice_first(index);
+    slice = sim_slice_at(index, 0);
     if (slice == SIM_NONE) return true;
   }
   if (slice == SIM_NONE) {
@@ -62,7 +62,7 @@ static void take_all(void) {
   for (uint32_t i = 0; i < sim->device_count; i++)
     if (!sim->devices[i].partitioned) indexes[count++] = i;
   for (uint32_t i = 0; i < sim->device_count && !count; i++) {
-    uint32_t slice = sim->devices[i].partitioned ? sim_slice_first(i) : SIM_NONE;
+    uint32_t slice = sim->devices[i].partitioned ? sim_slice_at(i, 0) : SIM_NONE;
     if (slice != SIM_NONE) take_slice(slice);
   }
 }

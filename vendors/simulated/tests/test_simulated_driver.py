@@ -1,9 +1,7 @@
 """The fidelity ``driver``: the conformance suite, metering, limits of real processes."""
 
-import contextlib
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -32,14 +30,20 @@ SETTINGS = {
 }
 
 
+CUT = {"model": "A100_SXM_80G", "partitioned": True}
+WITH_CUT = {**SETTINGS, "nodes": [{"name": "sim", "gpus": [*SETTINGS["nodes"][0]["gpus"], CUT]}]}
+
+
 class TestSimulatedDriver(conformance.BackendConformance):
+    """Two cards as they come, and one that is set up for partitions, on which these are tried."""
+
     vendor = "simulated"
-    settings = SETTINGS
+    settings = WITH_CUT
 
     @pytest.fixture
     def backend(self):
         backend = SimulatedBackend()
-        backend.configure(read_settings(SETTINGS))
+        backend.configure(read_settings(WITH_CUT))
         return backend
 
     @pytest.fixture(autouse=True)
@@ -55,43 +59,8 @@ class TestSimulatedDriver(conformance.BackendConformance):
 
 
 @pytest.fixture
-def driver(tmp_path):
-    """A session, and processes of its workers that end with the test."""
-    backend = SimulatedBackend()
-    backend.nodes(SETTINGS)
-    opened, running = [], []
-
-    class Driver:
-        @staticmethod
-        def open():
-            context = NodeContext(
-                node="sim", state_dir=tmp_path, clock=SystemClock(), settings=SETTINGS
-            )
-            opened.append(backend.open(context))
-            return opened[-1]
-
-        @staticmethod
-        def start(prepared, *command):
-            command = command or prepared.command
-            environment = process_environment(os.environ, prepared.env)
-            process = subprocess.Popen(
-                list(map(str, command)),
-                env=environment,
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-            running.append(process)
-            return process
-
-    yield Driver
-    for process in running:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-    for session in opened:
-        session.close()
+def settings():
+    return SETTINGS
 
 
 def spec(session, name, percent, device=0, vram=2 * GIB, **changes):

@@ -1,10 +1,13 @@
 """Isolation: modes that are not claimed are refused, levels that are claimed are shown under load."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import pytest
 
+from tensorfusion import names
+from tensorfusion.errors import BackendError
 from tensorfusion.spi.backend import (
     DeviceInfo,
     Enforcement,
@@ -22,6 +25,7 @@ from tensorfusion.testing.conformance.base import (
 )
 from tensorfusion.testing.conformance.calls import refused, works
 from tensorfusion.testing.conformance.capabilities import partition_template
+from tensorfusion.testing.conformance.readings import usage_of
 
 EXACT = 1.05
 CONTROLLED = 1.10
@@ -29,6 +33,8 @@ CONTROLLED = 1.10
 a control loop inside the application holds it."""
 
 LOAD_ATTEMPTS = 3
+IDLE = {names.SIMULATED_LOAD: "constant,compute=0%,vram=0"}
+"""Annotations of a load that wants nothing, for backends that simulate it."""
 
 
 class IsolationConformance(Conformance):
@@ -75,9 +81,10 @@ class IsolationConformance(Conformance):
             f" same, it says {prepared.enforcement}"
         )
         if level is not Enforcement.NONE:
+            before = held_bytes(rig, session) if made is not None else None
             with rig.load(prepared):
                 what = f"enforcement {level} of isolation {mode}"
-                rows = self.loaded_usage(rig, session, what, memory_shows=made is not None)
+                rows = self.loaded_usage(rig, session, what, before=before)
             slack = CONTROLLED if level is Enforcement.COOPERATIVE else EXACT
             amounts = (made.compute_gflops, made.vram_bytes) if made else ()
             share = Share(*amounts, *amounts) if amounts else spec.share
@@ -88,6 +95,66 @@ class IsolationConformance(Conformance):
         session.release(spec.worker)
         if made is not None:
             session.remove_partition(made.uuid)
+
+    def test_partition_is_metered_for_its_worker_alone(
+        self,
+        rig: Rig,
+        session: NodeBackend,
+        device_to_cut: DeviceInfo,
+        request: pytest.FixtureRequest,
+    ) -> None:
+        """What a load takes counts while it runs, for the worker of its partition and for no neighbour."""
+        if "partitioned" not in rig.capabilities.isolation or not rig.capabilities.process_usage:
+            return
+        device, template = device_to_cut, partition_template(device_to_cut, request)
+        made = [session.create_partition(device.uuid, template)]
+        with suppress(BackendError):  # some templates fit on a card once
+            made.append(session.create_partition(device.uuid, template))
+        specs = [
+            worker_spec(
+                rig.capabilities,
+                device,
+                worker=f"conformance-{name}",
+                isolation="partitioned",
+                partitions=(one.uuid,),
+                partition_template=template,
+                **changes,
+            )
+            for one, name, changes in zip(
+                made, ("busy", "idle"), ({}, {"annotations": IDLE}), strict=False
+            )
+        ]
+        prepared = [session.prepare(spec) for spec in specs]
+        before = held_bytes(rig, session)
+        with rig.load(prepared[0]):
+            rows = self.loaded_usage(rig, session, "use of a partition", before=before)
+        used = {row.worker: row for row in rows}
+        assert sorted(row.worker for row in rows) == sorted(spec.worker for spec in specs), (
+            f"usage() must have one row per worker of a partition, got {rows}"
+        )
+        for spec in specs[1:]:
+            other = used[spec.worker]
+            assert (other.compute_gflops, other.vram_bytes) == (0, before[spec.worker]), (
+                f"what is used on a partition must not count for its neighbour: the one without load"
+                f" says {other}"
+            )
+        if rig.load_command:
+            self.memory_is_back(rig, session, before)
+        for spec, one in zip(specs, made, strict=True):
+            session.release(spec.worker)
+            session.remove_partition(one.uuid)
+
+    def memory_is_back(self, rig: Rig, session: NodeBackend, before: Mapping[str, int]) -> None:
+        """Ask that nothing is held any more for a load that was ended."""
+        for _ in range(LOAD_ATTEMPTS):
+            rig.pass_time(1)
+            now = {row.worker: row.vram_bytes for row in session.usage()}
+            if now == before:
+                return
+        raise AssertionError(
+            f"memory on a partition must be given back when its program ends: held before"
+            f" {dict(before)}, now {now}"
+        )
 
     def test_changed_limits_bind(
         self, rig: Rig, session: NodeBackend, devices: Sequence[DeviceInfo]
@@ -125,12 +192,13 @@ class IsolationConformance(Conformance):
         check_within(rows, less, slack, what)
 
     def loaded_usage(
-        self, rig: Rig, session: NodeBackend, claim: str, *, memory_shows: bool = False
+        self, rig: Rig, session: NodeBackend, claim: str, *, before: Mapping[str, int] | None = None
     ) -> Sequence[WorkerUsage]:
         """Read usage under load; a claim that no load can show is not shown.
 
         Args:
-            memory_shows: Held memory is use enough: a driver need not tell a partition's compute.
+            before: On partitions, the bytes that each worker held before the load. To hold more is
+                use enough there: a driver need not tell a partition's compute.
         """
         assert rig.capabilities.process_usage, (
             f"{claim} must be shown under load, which needs the capability process_usage"
@@ -139,12 +207,21 @@ class IsolationConformance(Conformance):
             session.usage()
             rig.pass_time(LOAD_SECONDS)
             rows = session.usage()
-            if any(row.compute_gflops > 0 or (memory_shows and row.vram_bytes) for row in rows):
+            if any(
+                row.compute_gflops > 0
+                or (before is not None and row.vram_bytes > before.get(row.worker, 0))
+                for row in rows
+            ):
                 return rows
         raise AssertionError(
             f"{claim} must be shown under load, but usage() shows no use;"
             " a real device needs --load-command"
         )
+
+
+def held_bytes(rig: Rig, session: NodeBackend) -> dict[str, int]:
+    """Read what each worker holds of its device."""
+    return {row.worker: row.vram_bytes for row in usage_of(rig, session)}
 
 
 def check_within(rows: Sequence[WorkerUsage], share: Share, slack: float, claim: str) -> None:

@@ -12,6 +12,7 @@ from tensorfusion_simulated.description import (
     expand,
     read_settings,
 )
+from tensorfusion_simulated.partitions import ISOLATION
 from tensorfusion_simulated.session import ENFORCEMENT, SimulatedSession
 
 
@@ -57,15 +58,20 @@ class SimulatedBackend:
         return True, ""
 
     def capabilities(self) -> Capabilities:
-        """Tell what the model or the driver does; of the settings that were last used."""
+        """Tell what the model or the driver does; of the settings that were last used.
+
+        The driver cuts the cards that are set up for it, as a real one does; without such cards no partitions are offered.
+        """
         isolation = ENFORCEMENT
         tiers: tuple[Tier, ...] = ()
         if self._fidelity == "driver":
             isolation = driver_module().ENFORCEMENT
             tiers = driver_module().TIERS
+            if not self._sets_up_partitions():
+                isolation = {mode: how for mode, how in isolation.items() if mode != ISOLATION}
         return Capabilities(
             isolation=isolation,
-            partitions="partitioned" in isolation,
+            partitions=ISOLATION in isolation,
             metrics=True,
             process_usage=True,
             live_limits=True,
@@ -92,6 +98,9 @@ class SimulatedBackend:
             session: NodeBackend = driver_module().DriverSession(context, groups)
             return session
         return SimulatedSession(context, groups)
+
+    def _sets_up_partitions(self) -> bool:
+        return any(g.partitioned for groups in (self._machines or {}).values() for g in groups)
 
     def _described(self, settings: Mapping[str, object]) -> dict[str, list[CardGroup]]:
         """Expand the description once, not again for each of thousands of nodes."""

@@ -87,7 +87,7 @@ def expand(settings: SimulatedSettings) -> dict[str, list[CardGroup]]:
     result: dict[str, list[CardGroup]] = {}
     for node in nodes or DEFAULT_NODES:
         for group in node.gpus:
-            _check(node.name, group, settings.fidelity)
+            _check(node.name, group)
         names = [node.name] if node.count == 1 else [f"{node.name}-{i}" for i in range(node.count)]
         for name in names:
             if name in result:
@@ -96,14 +96,15 @@ def expand(settings: SimulatedSettings) -> dict[str, list[CardGroup]]:
     return result
 
 
-def _check(node: str, group: CardGroup, fidelity: str) -> None:
+def _check(node: str, group: CardGroup) -> None:
     try:
         card = find_card(group.model)
     except ConfigError as error:
         raise ConfigError(f"simulated node {node!r}: {error}") from error
-    if group.partitioned and (card.geometry is None or fidelity != "model"):
-        why = f"{card.model} has no partitions" if card.geometry is None else "needs fidelity model"
-        raise ConfigError(f"simulated node {node!r}: gpus.partitioned: {why}")
+    if group.partitioned and card.geometry is None:
+        raise ConfigError(
+            f"simulated node {node!r}: gpus.partitioned: {card.model} has no partitions"
+        )
 
 
 def _read(path: Path) -> list[NodeDescription]:

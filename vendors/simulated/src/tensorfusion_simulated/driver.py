@@ -33,12 +33,15 @@ from tensorfusion_native.simulated_machine import CONTEXT_BYTES, SimulatedMachin
 from tensorfusion_native.suspension import Suspension
 from tensorfusion_simulated.description import CardGroup
 from tensorfusion_simulated.links import find_links
+from tensorfusion_simulated.mig import DriverPartitions
+from tensorfusion_simulated.partitions import ISOLATION, Partitions, check_resizable
 from tensorfusion_simulated.state import CardState, SessionState, load_faults, write_atomic
 from tensorfusion_simulated.usage import UsageReader
 
 ENFORCEMENT: Mapping[str, Enforcement] = {
     "shared": Enforcement.NONE,
     "soft": Enforcement.COOPERATIVE,
+    ISOLATION: Enforcement.DRIVER,
 }
 NEWEST: Mapping[str, object] = {"cuda_version": 13000, "driver_version": "580.65.06"}
 """The driver that is simulated: of the newest that its calls are checked against."""
@@ -67,7 +70,8 @@ class DriverSession:
         self._file = context.state_dir / "driver.json"
         self._faults = context.state_dir / "faults.json"
         self._state = _load(self._file)
-        self._cards = _cards(context.node, groups)
+        described = _described(context.node, groups)
+        self._cards = {uuid: card for uuid, (card, _) in described.items()}
         try:
             self._libraries = libraries()
         except ConfigError as error:
@@ -81,13 +85,17 @@ class DriverSession:
         )
         self._management = self._machine.management()
         self._devices = {device.uuid: device for device in self._management.devices()}
+        partitioned = [uuid for uuid, (_, partitioned) in described.items() if partitioned]
+        self._mig = DriverPartitions(self._machine, self._cards, partitioned)
+        self._partitions = Partitions(self._mig)
+        self._set_up()
         self._enforcer = Enforcer(folder, self._libraries, CONTEXT_BYTES)
         self._usage = UsageReader(
             self._management,
             self._enforcer,
             context.clock,
             devices={uuid: device.index for uuid, device in self._devices.items()},
-            gflops={uuid: card.compute_gflops for uuid, card in self._cards.items()},
+            rate=self._rate,
             limited=_is_limited,
             lock=self._lock,
         )
@@ -107,6 +115,7 @@ class DriverSession:
         """List the devices as the driver tells them."""
         faults = load_faults(self._faults).cards
         version = self._management.driver_version()
+        waiting = self._set_up()
         found = []
         for device in self._devices.values():
             card = self._cards[device.uuid]
@@ -124,8 +133,9 @@ class DriverSession:
                     driver_version=version,
                     multiprocessors=card.multiprocessors,
                     pci_bus_id=f"0000:{device.index:02x}:00.0",
+                    partitioned=self._mig.is_set_up(device.uuid),
                     healthy=not failed,
-                    message=failed,
+                    message=failed or waiting.get(device.uuid, ""),
                 )
             )
         return found
@@ -169,12 +179,14 @@ class DriverSession:
             )
         with self._lock:
             self._check_devices(spec)
+            if spec.isolation == ISOLATION:
+                self._partitions.check(spec, self._state.workers)
             if self._state.workers.get(spec.worker) != spec:
                 self._put(spec)
                 self._store({**self._state.workers, spec.worker: spec})
             env = {
                 **self._machine.environment(),
-                "CUDA_VISIBLE_DEVICES": ",".join(spec.devices),
+                "CUDA_VISIBLE_DEVICES": ",".join(spec.partitions or spec.devices),
                 WORKER_NAME_VARIABLE: spec.worker,
             }
             if _is_limited(spec):
@@ -187,6 +199,7 @@ class DriverSession:
         """Put a new share in force; threads that are held back notice at once."""
         with self._lock:
             spec = self._known(worker)
+            check_resizable(spec, share)
             changed = dataclasses.replace(spec, share=share)
             self._put(changed)
             self._store({**self._state.workers, worker: changed})
@@ -232,23 +245,39 @@ class DriverSession:
         return attachment(pid) if limited else Attachment.EXEMPT
 
     def partitions(self) -> Sequence[Partition]:
-        """Return nothing: no partitions are offered."""
-        return ()
+        """List what the driver has."""
+        with self._lock:
+            return self._partitions.all()
 
     def create_partition(self, uuid: str, template: str, start: int | None = None) -> Partition:
-        """Refuse: the simulated driver cuts no partitions."""
-        raise BackendError("simulated", f"device {uuid}: partitions are not offered")
+        """Cut a card that is set up for it."""
+        with self._lock:
+            card = self._cards.get(uuid)
+            if card is None:
+                raise BackendError("simulated", f"no device {uuid!r} here")
+            if card.geometry is not None and not self._mig.is_set_up(uuid):
+                raise BackendError(
+                    "simulated",
+                    f"device {uuid}: MIG mode is off; `partitioned: true` in the description of the"
+                    " card turns it on when nobody uses the card",
+                )
+            made = self._partitions.create(uuid, card, template, start)
+            # Rates of workers are looked up anew: their partition may have been gone until now.
+            self._state = DriverState(dict(self._state.workers))
+            return made
 
     def remove_partition(self, uuid: str) -> None:
-        """Do nothing: there is none."""
+        """Give a partition back."""
+        with self._lock:
+            self._partitions.remove(uuid, self._state.workers)
 
     def freeze(self, worker: str, tier: Tier) -> None:
         """Move the device memory of a worker's processes to host memory or disk."""
-        self._suspension.freeze(self._known(worker), tier)
+        self._suspension.freeze(self._suspendable(worker), tier)
 
     def thaw(self, worker: str) -> float:
         """Bring a frozen worker back to its devices."""
-        return self._suspension.thaw(self._known(worker))
+        return self._suspension.thaw(self._suspendable(worker))
 
     def frozen(self) -> Sequence[FrozenWorker]:
         """List frozen workers; those wait whose processes are held at a call."""
@@ -256,11 +285,11 @@ class DriverSession:
 
     def snapshot(self, worker: str, target: Path) -> None:
         """Save the device memory of a worker's processes to files; the processes keep the rest."""
-        self._suspension.snapshot(self._known(worker), target)
+        self._suspension.snapshot(self._suspendable(worker), target)
 
     def resume(self, worker: str, source: Path) -> None:
         """Let the same processes go on, on the devices that the worker has now."""
-        self._suspension.resume(self._known(worker), source)
+        self._suspension.resume(self._suspendable(worker), source)
 
     def close(self) -> None:
         """Unmap the workers' files; the workers keep running under their limits."""
@@ -273,6 +302,25 @@ class DriverSession:
         if spec is None:
             raise BackendError("simulated", f"worker {worker!r} was not prepared")
         return spec
+
+    def _suspendable(self, worker: str) -> WorkerSpec:
+        spec = self._known(worker)
+        if spec.partitions:
+            raise BackendError(
+                "simulated", f"worker {worker}: the driver has no checkpoints on partitions"
+            )
+        return spec
+
+    def _set_up(self) -> dict[str, str]:
+        """Bring the cards into the mode that the description says; what there is to say where that must wait."""
+        with self._lock:
+            workers = self._state.workers.values()
+            return self._mig.set_up({u for w in workers for u in w.partitions or w.devices})
+
+    def _rate(self, spec: WorkerSpec, uuid: str) -> int:
+        if spec.isolation == ISOLATION:
+            return self._partitions.share_on(spec, uuid).limit_gflops
+        return self._cards[uuid].compute_gflops
 
     def _processes(self, spec: WorkerSpec) -> dict[int, dict[str, int]]:
         """A worker's processes on the driver, with their bytes by device."""
@@ -303,6 +351,15 @@ class DriverSession:
                 )
             if not healthy[uuid].healthy:
                 raise BackendError("simulated", f"device {uuid} failed: {healthy[uuid].message}")
+            cut = healthy[uuid].partitioned
+            if cut != (spec.isolation == ISOLATION):
+                allowed = (mode for mode in ENFORCEMENT if cut == (mode == ISOLATION))
+                raise BackendError(
+                    "simulated",
+                    f"worker {spec.namespace}/{spec.name}: MIG mode of device {uuid} is"
+                    f" {'on' if cut else 'off'}: it takes isolation {' or '.join(allowed)}, not"
+                    f" {spec.isolation!r}",
+                )
 
     def _store(self, workers: dict[str, WorkerSpec]) -> None:
         """Change the workers, on disk first: what could not be written is not believed either."""
@@ -317,8 +374,8 @@ class DriverSession:
 
 
 def _is_limited(spec: WorkerSpec) -> bool:
-    """A worker with its cards to itself runs without the limiter."""
-    return ENFORCEMENT[spec.isolation] is not Enforcement.NONE
+    """A worker with its cards or partitions to itself runs without the limiter."""
+    return ENFORCEMENT[spec.isolation] is Enforcement.COOPERATIVE
 
 
 def _load_program(spec: WorkerSpec) -> tuple[str, ...]:
@@ -334,21 +391,22 @@ def _load_program(spec: WorkerSpec) -> tuple[str, ...]:
     )
 
 
-def _cards(node: str, groups: Sequence[CardGroup]) -> dict[str, Card]:
-    cards = [find_card(group.model) for group in groups for _ in range(group.count)]
+def _described(node: str, groups: Sequence[CardGroup]) -> dict[str, tuple[Card, bool]]:
+    """By uuid the cards of a node, each with whether it is set up for partitions."""
+    cards = [(find_card(g.model), g.partitioned) for g in groups for _ in range(g.count)]
     if len(cards) > MOST_DEVICES:
         raise BackendError(
             "simulated",
             f"node {node!r}: {len(cards)} cards; the fidelity driver has at most {MOST_DEVICES}",
         )
-    for card in cards:
+    for card, _ in cards:
         if card.vendor != "NVIDIA":
             raise BackendError(
                 "simulated",
                 f"node {node!r}: {card.model} is of {card.vendor}; the fidelity driver simulates"
                 " NVIDIA's driver, take the fidelity model",
             )
-    return {device_uuid(node, index, card.model): card for index, card in enumerate(cards)}
+    return {device_uuid(node, index, row[0].model): row for index, row in enumerate(cards)}
 
 
 def _load(path: Path) -> DriverState:

@@ -103,20 +103,42 @@ def count_devices() -> int:
     return count.value
 
 
-class Player:
-    """Plays a profile on one device."""
+def rates(name: str) -> tuple[int, int]:
+    """Tell the rate of a device by its name, and that of the card which it is, or of which it is a partition; GFLOP/s.
 
-    def __init__(self, driver: Driver, profile: Profile, gflops: int) -> None:
+    Args:
+        name: As the driver tells it; that of a partition is ``CARD MIG TEMPLATE``.
+    """
+    model, _, template = name.partition(" MIG ")
+    try:
+        card = find_card(model)
+    except ConfigError:
+        return USUAL_GFLOPS, USUAL_GFLOPS
+    whole, geometry = card.compute_gflops, card.geometry
+    kinds = geometry.kinds(whole, card.vram_bytes) if geometry is not None else ()
+    return next((kind.gflops for kind in kinds if kind.template == template), whole), whole
+
+
+class Player:
+    """Plays a profile on one device.
+
+    Args:
+        gflops: Rate of the device.
+        whole: Rate of the card, of which a profile's percentages are.
+    """
+
+    def __init__(self, driver: Driver, profile: Profile, gflops: int, whole: int) -> None:
         self._driver = driver
         self._profile = profile
         self._gflops = gflops
+        self._whole = whole
         self._held: list[int] = []
         self._owed = 0.0
         self.refusals = 0
 
     def step(self, seconds: float) -> None:
         """Play one period, ``seconds`` after the start; longer where the limiter holds it back."""
-        wanted = self._profile.at(seconds, self._gflops)
+        wanted = self._profile.at(seconds, self._whole)
         self._hold(max(0, wanted.vram_bytes - CONTEXT_BYTES) // CHUNK_BYTES)
         self._owed += min(1.0, wanted.gflops / self._gflops) * PERIOD_SECONDS * 1e6 / KERNEL_US
         for _ in range(int(self._owed)):
@@ -126,7 +148,7 @@ class Player:
 
     def report(self, seconds: float) -> str:
         """Say what is wanted and what is had."""
-        wanted = self._profile.at(seconds, self._gflops)
+        wanted = self._profile.at(seconds, self._whole)
         return (
             f"{seconds:.0f} s: wants {human_tflops(round(wanted.gflops))} TFLOPS and"
             f" {human_bytes(wanted.vram_bytes)}, holds"
@@ -148,12 +170,9 @@ class Player:
 def play(ordinal: int, arguments: argparse.Namespace) -> None:
     """Play the profile on one device until the process is ended."""
     driver = Driver(ordinal)
-    try:
-        gflops = find_card(driver.name).compute_gflops
-    except ConfigError:
-        gflops = USUAL_GFLOPS
+    gflops, whole = rates(driver.name)
     profile = parse_profile(arguments.load, arguments.worker, arguments.gflops, arguments.vram)
-    player, never = Player(driver, profile, gflops), threading.Event()
+    player, never = Player(driver, profile, gflops, whole), threading.Event()
     start = told = CLOCK.monotonic()
     click.echo(f"device {ordinal}: {driver.name}, load {arguments.load or 'sine'}")
     while True:

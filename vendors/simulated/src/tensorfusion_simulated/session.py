@@ -30,7 +30,12 @@ from tensorfusion_simulated.card import SimulatedCard, Tenant
 from tensorfusion_simulated.description import CardGroup
 from tensorfusion_simulated.links import find_links
 from tensorfusion_simulated.load import Profile, default_profile, parse_profile
-from tensorfusion_simulated.partitions import Partitions
+from tensorfusion_simulated.partitions import (
+    ISOLATION,
+    Partitions,
+    SavedPartitions,
+    check_resizable,
+)
 from tensorfusion_simulated.state import (
     CardState,
     CounterState,
@@ -55,7 +60,7 @@ SOUND = Fault()
 ENFORCEMENT: Mapping[str, Enforcement] = {
     "shared": Enforcement.NONE,
     "soft": Enforcement.SIMULATED,
-    "partitioned": Enforcement.SIMULATED,
+    ISOLATION: Enforcement.SIMULATED,
 }
 """Isolation mode to what binds: a shared worker has its cards to itself and no limits on them."""
 
@@ -83,7 +88,8 @@ class SimulatedSession:
         self._checkpointed = context.clock.monotonic()
         self._build()
         state = load_state(self._state_file)
-        self._partitions = Partitions(state.partitions)
+        self._saved = SavedPartitions(state.partitions)
+        self._partitions = Partitions(self._saved)
         self._restore(state)
         self._save()
 
@@ -124,7 +130,7 @@ class SimulatedSession:
         with self._lock:
             self._read_faults()
             self._check_devices(spec)
-            if spec.isolation == "partitioned":
+            if spec.isolation == ISOLATION:
                 self._partitions.check(spec, self._specs)
             known = self._specs.get(spec.worker)
             if known != spec:
@@ -147,10 +153,7 @@ class SimulatedSession:
             spec = self._specs.get(worker)
             if spec is None:
                 raise BackendError("simulated", f"worker {worker!r} was not prepared")
-            if spec.isolation == "partitioned":
-                raise BackendError(
-                    "simulated", f"worker {worker}: a partition has the size of its template"
-                )
+            check_resizable(spec, share)
             self._advance(spec.devices)
             self._specs[worker] = changed = dataclasses.replace(spec, share=share)
             for uuid in spec.devices:
@@ -186,7 +189,7 @@ class SimulatedSession:
             if card is None or self._is_gone(uuid):
                 raise BackendError("simulated", f"no device {uuid!r} here")
             whole = next((s for s in self._specs.values() if uuid in s.devices), None)
-            if whole is not None and whole.isolation != "partitioned":
+            if whole is not None and whole.isolation != ISOLATION:
                 raise BackendError(
                     "simulated", f"device {uuid}: worker {whole.worker} uses it as a whole"
                 )
@@ -281,7 +284,7 @@ class SimulatedSession:
 
     def _binding_share(self, spec: WorkerSpec, card: SimulatedCard) -> Share:
         """The share that the model holds a worker to."""
-        if spec.isolation == "partitioned":
+        if spec.isolation == ISOLATION:
             return self._partitions.share_on(spec, card.uuid)
         if ENFORCEMENT[spec.isolation] is not Enforcement.NONE:
             return spec.share
@@ -380,7 +383,7 @@ class SimulatedSession:
             cards={
                 u: CardState(joules=c.joules, celsius=c.celsius) for u, c in self._cards.items()
             },
-            partitions=self._partitions.state(),
+            partitions=self._saved.state(),
         )
         try:
             write_atomic(self._state_file, msgspec.json.encode(state))

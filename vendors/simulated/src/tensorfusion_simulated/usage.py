@@ -62,11 +62,17 @@ class UsageRows(Sequence[WorkerUsage]):
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A worker on a device. ``row``: its place in the copies; -1 without a limiter."""
+    """A worker on a device.
+
+    Attributes:
+        row: Its place in the copies; -1 without a limiter.
+        gflops: The rate of what it has of the device: all, or a partition.
+    """
 
     uuid: str
     spec: WorkerSpec
     row: int
+    gflops: int
 
 
 @dataclass(slots=True)
@@ -84,7 +90,7 @@ class UsageReader:
 
     Args:
         devices: The driver's ordinal by uuid.
-        gflops: Rate of a device by uuid.
+        rate: Rate of what a worker has of the device of a uuid: all, or a partition.
         limited: Whether a worker runs under the limiter.
         lock: The session's, which guards all of this and is held for `read`.
     """
@@ -96,7 +102,7 @@ class UsageReader:
         clock: Clock,
         *,
         devices: Mapping[str, int],
-        gflops: Mapping[str, int],
+        rate: Callable[[WorkerSpec, str], int],
         limited: Callable[[WorkerSpec], bool],
         lock: AbstractContextManager[object],
     ) -> None:
@@ -104,7 +110,7 @@ class UsageReader:
         self._enforcer = enforcer
         self._clock = clock
         self._devices = dict(devices)
-        self._gflops = dict(gflops)
+        self._rate = rate
         self._limited = limited
         self._lock = lock
         self._meters = {uuid: Meter() for uuid in devices}
@@ -158,7 +164,9 @@ class UsageReader:
                 if limited:
                     self._rows.append((spec.worker, number))
         self._places = [
-            _Place(u, spec, row) for u, specs in by_device.items() for spec, row in specs
+            _Place(uuid, spec, row, self._rate(spec, uuid))
+            for uuid, specs in by_device.items()
+            for spec, row in specs
         ]
         present = {(place.uuid, place.spec.worker) for place in self._places}
         if present != before:
@@ -207,7 +215,7 @@ class UsageReader:
             worker=worker,
             uuid=uuid,
             time=now,
-            compute_gflops=metered.ratio * self._gflops[uuid],
+            compute_gflops=metered.ratio * place.gflops,
             vram_bytes=metered.used_bytes,
             throttled_seconds_total=counters.throttled_seconds,
             busy_seconds_total=busy,
