@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 #define TF_LAYOUT_VERSION 3u
-#define TF_LAYOUT_HASH 3883075325u
+#define TF_LAYOUT_HASH 2101311430u
 #define TF_DEVICES 16u /* Devices that one worker may be limited on. */
 #define TF_PROCESSES 512u /* Processes of one worker that may be attached at a time. */
 #define TF_SHARED 1024u /* Allocations that processes of one worker may share at a time. */
@@ -178,6 +178,7 @@ struct tf_ledger {
   uint32_t version; /* Version of this layout. */
   uint32_t layout_hash; /* As in the limits. */
   pthread_mutex_t lock; /* Robust process-shared mutex over used_bytes and the processes' rows. */
+  _Atomic uint64_t stops_again; /* A stopped thread that was let go on because it held lock, and that stops again once it has unlocked; 0 is none. */
   pthread_mutex_t sampler; /* Held by the thread that measures utilization for all. */
   _Atomic uint64_t fail_open; /* Times that a fault of ours let work through. */
   _Atomic uint64_t fail_closed; /* Times that a fault of ours held work back. */
@@ -191,14 +192,15 @@ _Static_assert(offsetof(struct tf_ledger, magic) == 0, "ledger.magic");
 _Static_assert(offsetof(struct tf_ledger, version) == 8, "ledger.version");
 _Static_assert(offsetof(struct tf_ledger, layout_hash) == 12, "ledger.layout_hash");
 _Static_assert(offsetof(struct tf_ledger, lock) == 16, "ledger.lock");
-_Static_assert(offsetof(struct tf_ledger, sampler) == 56, "ledger.sampler");
-_Static_assert(offsetof(struct tf_ledger, fail_open) == 96, "ledger.fail_open");
-_Static_assert(offsetof(struct tf_ledger, fail_closed) == 104, "ledger.fail_closed");
-_Static_assert(offsetof(struct tf_ledger, recovered) == 112, "ledger.recovered");
-_Static_assert(offsetof(struct tf_ledger, bad_limits) == 120, "ledger.bad_limits");
-_Static_assert(offsetof(struct tf_ledger, states) == 128, "ledger.states");
-_Static_assert(offsetof(struct tf_ledger, processes) == 2176, "ledger.processes");
-_Static_assert(offsetof(struct tf_ledger, shared) == 669824, "ledger.shared");
-_Static_assert(sizeof(struct tf_ledger) == 768128, "ledger");
+_Static_assert(offsetof(struct tf_ledger, stops_again) == 56, "ledger.stops_again");
+_Static_assert(offsetof(struct tf_ledger, sampler) == 64, "ledger.sampler");
+_Static_assert(offsetof(struct tf_ledger, fail_open) == 104, "ledger.fail_open");
+_Static_assert(offsetof(struct tf_ledger, fail_closed) == 112, "ledger.fail_closed");
+_Static_assert(offsetof(struct tf_ledger, recovered) == 120, "ledger.recovered");
+_Static_assert(offsetof(struct tf_ledger, bad_limits) == 128, "ledger.bad_limits");
+_Static_assert(offsetof(struct tf_ledger, states) == 136, "ledger.states");
+_Static_assert(offsetof(struct tf_ledger, processes) == 2184, "ledger.processes");
+_Static_assert(offsetof(struct tf_ledger, shared) == 669832, "ledger.shared");
+_Static_assert(sizeof(struct tf_ledger) == 768136, "ledger");
 
 #endif

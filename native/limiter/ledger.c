@@ -1,20 +1,12 @@
 /* Bytes by process, device and class, and their sum against the cap.
  *
- * A robust mutex guards both. It is never held over a call into the driver. When its owner dies inside, the sums are
- * computed again from the processes' rows, so any instruction may be the last one. */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
+ * A robust mutex guards both (lock.c). When its owner dies inside, the sums are computed again from the processes' rows,
+ * so any instruction may be the last one. */
+#include <stddef.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "limiter.h"
-
-#define LOCK_PATIENCE_S 2 /* whoever lives holds it for microseconds */
 
 _Static_assert(offsetof(struct tf_device_use, wanted_bytes) == TF_CLASSES * sizeof(uint64_t), "one word per class");
 
@@ -37,38 +29,6 @@ void tf_sum_again(struct tf_ledger *ledger) {
     atomic_store(&ledger->states[row].spilled_bytes, spilled);
     atomic_store(&ledger->states[row].wanted_bytes, wanted);
   }
-}
-
-void tf_ledger_lock(void) {
-  if (pthread_mutex_lock(&tf_ledger->lock) != EOWNERDEAD) return;
-  tf_sum_again(tf_ledger);
-  pthread_mutex_consistent(&tf_ledger->lock);
-}
-
-void tf_ledger_unlock(void) { pthread_mutex_unlock(&tf_ledger->lock); }
-
-/* The C library aborts over a mutex of no kind that it knows, and one whose holder went with the machine that it ran on
- * is never given up: nobody was left to note that. */
-const char *tf_ledger_problem(struct tf_ledger *ledger) {
-  pthread_mutexattr_t robust;
-  pthread_mutex_t model;
-  pthread_mutexattr_init(&robust);
-  pthread_mutexattr_setpshared(&robust, PTHREAD_PROCESS_SHARED);
-  pthread_mutexattr_setrobust(&robust, PTHREAD_MUTEX_ROBUST);
-  pthread_mutex_init(&model, &robust);
-  if (ledger->lock.__data.__kind != model.__data.__kind || ledger->sampler.__data.__kind != model.__data.__kind)
-    return "ledger: its locks are none";
-  struct timespec until;
-  clock_gettime(CLOCK_REALTIME, &until);
-  until.tv_sec += LOCK_PATIENCE_S;
-  int result = pthread_mutex_timedlock(&ledger->lock, &until);
-  if (result == ETIMEDOUT || result == ENOTRECOVERABLE) return "ledger: its lock is held by nobody";
-  if (result == EOWNERDEAD) {
-    tf_sum_again(ledger);
-    pthread_mutex_consistent(&ledger->lock);
-  }
-  pthread_mutex_unlock(&ledger->lock);
-  return NULL;
 }
 
 uint64_t tf_pid_namespace(void) {

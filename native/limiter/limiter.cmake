@@ -1,4 +1,4 @@
-add_library(limiter SHARED limiter/entry.c limiter/lookup.c limiter/real.c limiter/region.c limiter/ledger.c
+add_library(limiter SHARED limiter/entry.c limiter/lookup.c limiter/real.c limiter/region.c limiter/ledger.c limiter/lock.c
             limiter/memory.c limiter/oversold.c limiter/pools.c limiter/sharing.c limiter/graphs.c limiter/launch.c limiter/pace.c limiter/cost.c
             limiter/sampler.c limiter/views.c limiter/attest.c shared/table.c shared/process.c)
 set_target_properties(limiter PROPERTIES OUTPUT_NAME tensorfusion_limiter)

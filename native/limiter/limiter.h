@@ -84,12 +84,14 @@ uint64_t tf_used(int row);
 /* Lock held: bytes leave a class of this process for a shared row, or the sum (true: somebody waits for room). */
 bool tf_take_out(int row, enum tf_class class, uint64_t bytes);
 bool tf_sink(uint32_t row, uint64_t bytes);
-void tf_ledger_lock(void);
-void tf_ledger_unlock(void);
 void tf_recover_dead(void);
 void tf_sum_again(struct tf_ledger *ledger); /* lock held: the sums from the processes' rows */
-const char *tf_ledger_problem(struct tf_ledger *ledger); /* why its locks cannot be used, or NULL */
 uint64_t tf_pid_namespace(void);
+
+/* lock.c */
+void tf_ledger_lock(void);
+void tf_ledger_unlock(void);
+const char *tf_ledger_problem(struct tf_ledger *ledger); /* why its locks cannot be used, or NULL */
 
 /* oversold.c: the card is full although the worker is within its cap. */
 struct tf_full {

@@ -96,14 +96,15 @@ def registered(workers=256, devices=8) -> list[ROW]:
     ]
 
 
-def site_of(folder, devices):
-    """A control plane and an agent that samples every 100 ms."""
+def site_of(folder, devices, **agent_environment):
+    """A control plane and an agent that samples every 100 ms, with further variables for the agent."""
     build = str(libraries().load.parent)
     site = Site(
         Path(folder), machine(devices), "sim",
         sample_seconds=SAMPLE_SECONDS, TENSORFUSION_NATIVE_BUILD=build,
     )  # fmt: skip
     site.up()
+    site.environment |= agent_environment
     site.start_agent()
     return site
 

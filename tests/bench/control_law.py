@@ -192,8 +192,13 @@ def compare(seeds: Sequence[int], build: Path, jobs: int) -> dict[str, list[Figu
     """Run every law on the workload of every seed."""
     workloads = [random_workload(seed) for seed in seeds]
     pairs = [(law, workload) for workload in workloads for law in LAWS]
+    results: list[Figures] = []
     with ThreadPoolExecutor(jobs) as pool:
-        results = list(pool.map(lambda pair: run(*pair, build), pairs))
+        for result in pool.map(lambda pair: run(*pair, build), pairs):
+            results.append(result)
+            done, rest = divmod(len(results), len(LAWS))
+            if not rest and done % 10 == 0:
+                sys.stderr.write(f"{done} of {len(workloads)} workloads done\n")
     found: dict[str, list[Figures]] = {law: [] for law in LAWS}
     for (law, _), result in zip(pairs, results, strict=True):
         found[law].append(result)

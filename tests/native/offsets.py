@@ -84,18 +84,19 @@ DEVICE_STATE = {
     "longest_us": 124,
 }
 
-LEDGER_BYTES = 768128
+LEDGER_BYTES = 768136
 LEDGER = {
     "magic": 0,
     "version": 8,
     "layout_hash": 12,
     "lock": 16,
-    "sampler": 56,
-    "fail_open": 96,
-    "fail_closed": 104,
-    "recovered": 112,
-    "bad_limits": 120,
-    "states": 128,
-    "processes": 2176,
-    "shared": 669824,
+    "stops_again": 56,
+    "sampler": 64,
+    "fail_open": 104,
+    "fail_closed": 112,
+    "recovered": 120,
+    "bad_limits": 128,
+    "states": 136,
+    "processes": 2184,
+    "shared": 669832,
 }

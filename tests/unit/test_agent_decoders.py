@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from tensorfusion.errors import BadRequest, Forbidden, TooLarge
 from tensorfusion.hypervisor.proc import Stat, decode_cgroup, decode_environment, decode_stat
-from tensorfusion.hypervisor.registry import Peer, Registry, decode_peer
+from tensorfusion.hypervisor.registry import LEAST_KEPT, Peer, Registry, decode_peer
 from tensorfusion.hypervisor.wire import (
     MOST_BODY_BYTES,
     MOST_HEAD_BYTES,
@@ -221,6 +222,18 @@ def test_a_registered_process_is_forgotten_when_its_id_is_used_again(machine):
     assert machine.registry.processes() == []
     with pytest.raises(Forbidden, match="only a process of a worker"):
         machine.registry.register(machine.registry.caller(Peer(60, 0)))
+
+
+def test_processes_that_came_and_went_are_not_kept_though_nobody_asks_for_them(machine):
+    machine.process(60, ticks=5, TENSORFUSION_WORKER=UID)
+    lasting = machine.registry.register(machine.registry.caller(Peer(60, 9)))
+    before = sys.getallocatedblocks()
+    for ticks in range(20 * LEAST_KEPT):
+        machine.process(61, ticks=ticks, TENSORFUSION_WORKER=UID)
+        last = machine.registry.register(machine.registry.caller(Peer(61, 9)))
+
+    assert sys.getallocatedblocks() - before < 20 * LEAST_KEPT
+    assert machine.registry.processes() == [lasting, last]
 
 
 def test_this_process_is_no_workers(tmp_path):

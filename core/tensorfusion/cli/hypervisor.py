@@ -134,6 +134,7 @@ def hypervisor(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     agent = Agent(store, loaded, options)
+    garbage.keep_what_is_there()
     agent.start()
     click.echo(f"serving node {agent.node}: {agent.server.url}, {agent.server.path}", err=True)
     while not stop.is_set():

@@ -249,7 +249,9 @@ class Evictor:
         try:
             self._freeze(node, worker)
         except BackendError as error:
-            self._spared[node, worker] = self._clock.monotonic() + AGAIN_SECONDS
+            now = self._clock.monotonic()
+            spared = {who: until for who, until in self._spared.items() if until > now}
+            self._spared = {**spared, (node, worker): now + AGAIN_SECONDS}
             log.warning("worker not frozen", extra={**extra, "error": str(error)})
             return False
         log.info("worker frozen to make room", extra=extra)

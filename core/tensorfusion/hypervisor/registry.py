@@ -25,6 +25,8 @@ from tensorfusion.hypervisor.proc import (
 WORKER_VARIABLE: Final = "TENSORFUSION_WORKER"
 CONTAINER_VARIABLE: Final = "TENSORFUSION_CONTAINER"
 MOST_ANCESTORS: Final = 64
+LEAST_KEPT: Final = 64
+"""Registered processes that are kept without a look whether they still run."""
 PEER: Final = struct.Struct("3i")
 """``struct ucred``: process, user, group."""
 Evidence = Literal["cgroup", "container", "environment"]
@@ -115,6 +117,8 @@ class Registry:
         self._owner = os.geteuid() if owner is None else owner
         self._lock = threading.Lock()
         self._known: dict[tuple[int, int], Registered] = {}
+        self._look_at = LEAST_KEPT
+        """At so many it is looked which of them still run: each time at twice as many as did."""
         # Where the agent itself runs in a pod, so do the containers that it starts.
         self._own_pod = decode_cgroup(self._read(os.getpid(), "cgroup"))
 
@@ -159,6 +163,8 @@ class Registry:
         if not caller.worker:
             raise Forbidden("only a process of a worker can register itself")
         key = (caller.pid, caller.start_ticks)
+        if len(self._known) >= self._look_at:
+            self._look_at = max(LEAST_KEPT, 2 * len(self.processes()))
         with self._lock:
             known = self._known.get(key)
             if known is None or known.worker != caller.worker:
@@ -229,6 +235,8 @@ class Registry:
 
     def _read(self, pid: int, name: str) -> bytes:
         try:
-            return (self._proc / str(pid) / name).read_bytes()
+            # No Path: it interns each process id, which Python 3.12 then keeps for ever.
+            with open(f"{self._proc}/{pid}/{name}", "rb") as file:
+                return file.read()
         except OSError:
             return b""

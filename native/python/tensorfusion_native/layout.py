@@ -3,7 +3,7 @@
 from typing import Final
 
 LAYOUT_VERSION: Final = 3
-LAYOUT_HASH: Final = 3883075325
+LAYOUT_HASH: Final = 2101311430
 DEVICES: Final = 16
 """Devices that one worker may be limited on."""
 PROCESSES: Final = 512
