@@ -35,6 +35,7 @@ from tensorfusion.model.neighbours import (
     SpreadRule,
 )
 from tensorfusion.model.relax.answer import Relaxer
+from tensorfusion.runtime import garbage
 
 GIB = 1 << 30
 CARDS = (("A100", 312_000, 80), ("L40S", 362_000, 48), ("H100", 989_000, 80))
@@ -149,11 +150,13 @@ def latency(engine: Engine, answers: int, *, with_rules: bool) -> dict[str, floa
         started = time.perf_counter()
         relaxer.answer(demand)
         spent.append((time.perf_counter() - started) * 1000)
+    first = spent[0]
     spent.sort()
     return {
         "gpus": engine.fleet.statistics.devices,
         "workers": len(engine.ledger.allocations),
         "answers": len(spent),
+        "first_ms": first,
         "median_ms": statistics.median(spent),
         "p99_ms": spent[int(len(spent) * 0.99)],
         "max_ms": spent[-1],
@@ -169,6 +172,7 @@ def main() -> int:
     parser.add_argument("--answers", type=int, default=200)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    garbage.configure()  # as in a control plane, which is where answers hold others up
     engine = filled(arguments.gpus, random.Random(1))
     times = latency(engine, arguments.answers, with_rules=False)
     ruled = latency(engine, arguments.answers, with_rules=True)
@@ -184,7 +188,11 @@ def main() -> int:
         print(json.dumps(body, indent=2))
         return int(bool(findings))
     print(f"{times['gpus']:.0f} GPUs, {times['workers']:.0f} workers: an answer takes", end=" ")
-    print(f"{times['median_ms']:.1f} ms median, {times['p99_ms']:.1f} ms p99 of {times['answers']}")
+    print(
+        f"{times['median_ms']:.1f} ms median, {times['p99_ms']:.1f} ms p99 of {times['answers']},",
+        end=" ",
+    )
+    print(f"the first {times['first_ms']:.1f} ms")
     print("  the same with a rule about other pods:", end=" ")
     print(f"{ruled['median_ms']:.1f} ms median, {ruled['p99_ms']:.1f} ms p99 of {ruled['answers']}")
     print(f"{done} requests that do not fit: {len(findings)} wrong answers")

@@ -15,7 +15,8 @@ from tensorfusion.model.device import DYNAMIC, Device
 from tensorfusion.model.headroom import GFLOPS, LIMIT_GFLOPS, LIMIT_VRAM, VRAM
 from tensorfusion.model.partitions import best_of
 from tensorfusion.model.quota import Violation
-from tensorfusion.model.relax.failures import BIT, LOAD, Failures
+from tensorfusion.model.relax.bits import BIT, LOAD
+from tensorfusion.model.relax.failures import Failures
 from tensorfusion.model.relax.holdings import IMPOSSIBLE, Holdings, held_of, workers_of
 from tensorfusion.model.rows import UNTRACKED, Bools, Ints
 from tensorfusion.model.takes import take_of
@@ -67,11 +68,15 @@ class Evictions:
         """
         if self._violations:
             return self._within_quota(lifted, slot)
-        at = slice(None, self._failures.fleet.size) if slot is None else slice(slot, slot + 1)
-        bounds = self._bounds(lifted, slot, at)
+        at = slice(0, self._failures.fleet.size) if slot is None else slice(slot, slot + 1)
+        possible = self._possible(lifted, slot)
         count = self._shape.gpu_count
-        if bounds.shape[1] < count:
+        rows = (np.count_nonzero(possible, axis=1) >= count).nonzero()[0] + at.start
+        if not rows.size:
             return None
+        self._holdings.read(rows.tolist())
+        bounds = self._bounds(lifted, at)
+        bounds[~possible] = IMPOSSIBLE
         cheapest = np.sort(bounds, axis=1)[:, :count]
         # A worker that leaves several cards counts once, but frees no more cards than it holds.
         spans = self._holdings.spans[at]
@@ -89,7 +94,7 @@ class Evictions:
             return None
         return best._replace(exact=best.exact and self._tries > 0)
 
-    def _bounds(self, lifted: int, slot: int | None, at: slice) -> Ints:
+    def _bounds(self, lifted: int, at: slice) -> Ints:
         """Return how many workers must leave each card at least."""
         failures, shape = self._failures, self._shape
         holdings = self._holdings
@@ -102,25 +107,28 @@ class Evictions:
         bounds = np.where(must_be_idle & (bounds < IMPOSSIBLE), members, bounds)
         if shape.exclusive:  # empty cards are looked at by what they have, not by what is asked
             bounds = np.where(must_be_idle, members, bounds)
-        bounds[~self._possible(lifted, slot)] = IMPOSSIBLE
         return bounds
 
     def _lacking(self, at: slice) -> Ints:
-        """Return what is missing on each card, (nodes, slots, dimensions)."""
-        fleet = self._failures.fleet
+        """Return what is missing on each card, (dimensions, nodes, slots)."""
         request, limit = _amounts(self._shape)
-        capacity, head = fleet.capacity[0][at], fleet.headroom
-        gflops = capacity * request.milli_percent // FULL_CARD_MILLI_PERCENT + request.gflops
-        ceiling = capacity * limit.milli_percent // FULL_CARD_MILLI_PERCENT
-        ceiling = np.maximum(np.maximum(ceiling, limit.gflops), gflops)
-        wanted = (
-            gflops,
-            np.int64(request.vram_bytes),
-            ceiling,
-            np.int64(max(request.vram_bytes, limit.vram_bytes)),
-        )
-        left = (head[GFLOPS][at], head[VRAM][at], head[LIMIT_GFLOPS][at], head[LIMIT_VRAM][at])
-        return np.stack([w - have for w, have in zip(wanted, left, strict=True)], axis=-1)
+        head = self._failures.headroom[:, at]
+        gflops = self._share(request.milli_percent, at) + request.gflops
+        ceiling = np.maximum(self._share(limit.milli_percent, at), limit.gflops)
+        wanted = {
+            GFLOPS: gflops,
+            VRAM: request.vram_bytes,
+            LIMIT_GFLOPS: np.maximum(ceiling, gflops),
+            LIMIT_VRAM: max(request.vram_bytes, limit.vram_bytes),
+        }
+        return np.stack([asked - head[quantity] for quantity, asked in wanted.items()])
+
+    def _share(self, milli_percent: int, at: slice) -> Ints | int:
+        """Return the compute that a share of each card is."""
+        if not milli_percent:
+            return 0
+        capacity: Ints = self._failures.fleet.capacity[0][at]
+        return capacity * milli_percent // FULL_CARD_MILLI_PERCENT
 
     def _possible(self, lifted: int, slot: int | None) -> Bools:
         """Return the cards that might do when nobody uses them."""

@@ -9,8 +9,9 @@ import msgspec
 from tensorfusion.model.device import RUNNING, Device, NodeInfo
 from tensorfusion.model.ledger import Ledger
 from tensorfusion.model.quota import Violation
+from tensorfusion.model.relax.bits import BIT, LOAD
 from tensorfusion.model.relax.evict import Evictions
-from tensorfusion.model.relax.failures import BIT, LOAD, Failures
+from tensorfusion.model.relax.failures import Failures
 from tensorfusion.model.relax.holdings import Holdings
 from tensorfusion.model.relax.step import Addition, Raise, Step
 from tensorfusion.model.rows import Bools
@@ -40,7 +41,7 @@ class WorldChanges:
         failures: Failures,
         holdings: Holdings,
         violations: Sequence[Violation] = (),
-        allows: Callable[[int], bool] = lambda _smallest: True,
+        allows: Callable[[int], bool] | None = None,
     ) -> None:
         """Look at one request.
 
@@ -48,7 +49,8 @@ class WorldChanges:
             failures: Of the request.
             holdings: Who holds what.
             violations: Quotas that refuse it as things are.
-            allows: Whether the quotas let it pass when its smallest card has so much compute.
+            allows: Whether the quotas let it pass when its smallest card has so much compute; None
+                when they do whatever it has.
         """
         self._allows = allows
         self._violations = violations
@@ -132,16 +134,18 @@ class WorldChanges:
         failures, fleet = self._failures, self._fleet
         usable = failures.usable(lifted | _RESET | _AROUND) & failures.large
         enough = (usable.sum(axis=1) >= self._shape.gpu_count).nonzero()[0].tolist()
-        around = failures.around
-        if around is not None and not lifted & BIT["neighbours"]:
-            enough = [found for found in enough if around.allows_like(found)]
+        around = failures.around if not lifted & BIT["neighbours"] else None
         best: tuple[tuple[int, int, str], int] | None = None
         for found in enough:
             node, block = fleet.nodes[found], fleet.blocks[found]
-            compute = sum(usage.device.capacity_gflops for usage in block if usage.device)
+            if best is not None and len(block) > best[0][0]:
+                continue
+            compute = sum([usage.device.capacity_gflops for usage in block if usage.device])
             size = (len(block), compute, node.name if node else "")
             smaller = best is None or size < best[0]
-            if not smaller or not self._fits_empty(found, usable[found]):
+            if not smaller or (around is not None and not around.allows_like(found)):
+                continue
+            if not self._fits_empty(found, usable[found]):
                 continue
             if self._passes(lifted | _RESET | _AROUND, found):
                 best = (size, found)
@@ -155,7 +159,8 @@ class WorldChanges:
         return Step(kind="add-node", text=text, node=addition.node.name, addition=addition)
 
     def _passes(self, lifted: int, slot: int) -> bool:
-        return self._allows(self._failures.smallest_card(lifted, slot))
+        allows = self._allows
+        return allows is None or allows(self._failures.smallest_card(lifted, slot))
 
     def _like(self, slot: int) -> Addition | None:
         """Describe a new node like one that is there: empty, in service, with its own name."""
