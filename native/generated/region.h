@@ -7,8 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define TF_LAYOUT_VERSION 3u
-#define TF_LAYOUT_HASH 2101311430u
+#define TF_LAYOUT_VERSION 4u
+#define TF_LAYOUT_HASH 1612233943u
 #define TF_DEVICES 16u /* Devices that one worker may be limited on. */
 #define TF_PROCESSES 512u /* Processes of one worker that may be attached at a time. */
 #define TF_SHARED 1024u /* Allocations that processes of one worker may share at a time. */
@@ -145,6 +145,9 @@ struct tf_device_state {
   _Atomic uint64_t evict_requests; /* Allocations for which the owner was asked to make room. */
   _Atomic uint64_t ready_at_ns; /* When the time already spent will have been earned: launches are admitted before it. */
   _Atomic uint64_t charged_ns; /* Device time charged so far, before trim; counted when it may be used, not when it is reserved. */
+  _Atomic uint64_t paced_ns; /* What became of it: after trim, and with what the measurement added or gave back. That is what the worker has had, as far as anybody knows. */
+  _Atomic uint64_t advanced_ns; /* Of that, what the measurement charged before any launch was: launches that began earlier are charged that much less. */
+  _Atomic uint64_t advanced_at_ns; /* When the measurement last did so. */
   _Atomic uint64_t launches; /* Launches admitted under a share, added whenever one is timed. */
   _Atomic uint64_t throttled_ns; /* Time that threads were held back. */
   _Atomic uint32_t trim_ppm; /* Measured over charged device time, in millionths. */
@@ -164,13 +167,16 @@ _Static_assert(offsetof(struct tf_device_state, full_waited_ns) == 64, "device_s
 _Static_assert(offsetof(struct tf_device_state, evict_requests) == 72, "device_state.evict_requests");
 _Static_assert(offsetof(struct tf_device_state, ready_at_ns) == 80, "device_state.ready_at_ns");
 _Static_assert(offsetof(struct tf_device_state, charged_ns) == 88, "device_state.charged_ns");
-_Static_assert(offsetof(struct tf_device_state, launches) == 96, "device_state.launches");
-_Static_assert(offsetof(struct tf_device_state, throttled_ns) == 104, "device_state.throttled_ns");
-_Static_assert(offsetof(struct tf_device_state, trim_ppm) == 112, "device_state.trim_ppm");
-_Static_assert(offsetof(struct tf_device_state, share_ppm) == 116, "device_state.share_ppm");
-_Static_assert(offsetof(struct tf_device_state, contended) == 120, "device_state.contended");
-_Static_assert(offsetof(struct tf_device_state, longest_us) == 124, "device_state.longest_us");
-_Static_assert(sizeof(struct tf_device_state) == 128, "device_state");
+_Static_assert(offsetof(struct tf_device_state, paced_ns) == 96, "device_state.paced_ns");
+_Static_assert(offsetof(struct tf_device_state, advanced_ns) == 104, "device_state.advanced_ns");
+_Static_assert(offsetof(struct tf_device_state, advanced_at_ns) == 112, "device_state.advanced_at_ns");
+_Static_assert(offsetof(struct tf_device_state, launches) == 120, "device_state.launches");
+_Static_assert(offsetof(struct tf_device_state, throttled_ns) == 128, "device_state.throttled_ns");
+_Static_assert(offsetof(struct tf_device_state, trim_ppm) == 136, "device_state.trim_ppm");
+_Static_assert(offsetof(struct tf_device_state, share_ppm) == 140, "device_state.share_ppm");
+_Static_assert(offsetof(struct tf_device_state, contended) == 144, "device_state.contended");
+_Static_assert(offsetof(struct tf_device_state, longest_us) == 148, "device_state.longest_us");
+_Static_assert(sizeof(struct tf_device_state) == 152, "device_state");
 
 /* The ledger file: written by the worker's processes. */
 struct tf_ledger {
@@ -199,8 +205,8 @@ _Static_assert(offsetof(struct tf_ledger, fail_closed) == 112, "ledger.fail_clos
 _Static_assert(offsetof(struct tf_ledger, recovered) == 120, "ledger.recovered");
 _Static_assert(offsetof(struct tf_ledger, bad_limits) == 128, "ledger.bad_limits");
 _Static_assert(offsetof(struct tf_ledger, states) == 136, "ledger.states");
-_Static_assert(offsetof(struct tf_ledger, processes) == 2184, "ledger.processes");
-_Static_assert(offsetof(struct tf_ledger, shared) == 669832, "ledger.shared");
-_Static_assert(sizeof(struct tf_ledger) == 768136, "ledger");
+_Static_assert(offsetof(struct tf_ledger, processes) == 2568, "ledger.processes");
+_Static_assert(offsetof(struct tf_ledger, shared) == 670216, "ledger.shared");
+_Static_assert(sizeof(struct tf_ledger) == 768520, "ledger");
 
 #endif

@@ -204,8 +204,6 @@ static void learn(struct tf_cost *cost, uint64_t measured, bool contended, bool 
 
 bool tf_others_run(int row) { return atomic_load(&tf_ledger->states[row].contended) || tf_view()->rows[row].contended; }
 
-bool tf_streams_mix(int row) { return atomic_load(&rings[row].mixed) > 0; }
-
 /* Lock held. Device time since the latest end before this one. */
 static uint64_t since_mark(struct ring *ring, struct tf_sample *sample, uint64_t unknown) {
   float since_ms = 0;
@@ -236,7 +234,7 @@ static void read_sample(struct ring *ring, int row, struct tf_sample *sample) {
   ring->passed_ns += since_mark(ring, sample, measured * launches);
   /* A launch may wait for another between its events: of another worker, another process of this one, or another
    * stream. */
-  bool others = tf_others_run(row), shared = others || tf_streams_mix(row);
+  bool others = tf_others_run(row), shared = others || atomic_load(&ring->mixed);
   learn(sample->cost, measured, shared, others);
   uint64_t settled = shared ? atomic_load(&sample->cost->estimate_ns) : measured;
   uint64_t together = settled * launches;
@@ -267,13 +265,19 @@ bool tf_harvest(int row) {
   return any;
 }
 
-uint64_t tf_in_flight_ns(int row, uint64_t now_ns, uint64_t *oldest_age_ns) {
+/* A launch may wait for what its own stream waits for. As long as others end that began after it, launches take no longer
+ * than they did. */
+uint64_t tf_in_flight_ns(int row, uint64_t now_ns, uint64_t *stuck_ns) {
   struct ring *ring = &rings[row];
   uint64_t begun = now_ns;
   if (!pthread_mutex_trylock(&ring->lock)) {
-    if (ring->head < ring->tail) begun = ring->items[ring->head % SAMPLES].begun_ns;
+    for (uint64_t at = ring->tail; at-- > ring->head;) {
+      const struct tf_sample *sample = &ring->items[at % SAMPLES];
+      if (sample->closed && !sample->failed && REAL(cuEventQuery)(sample->end) != CUDA_ERROR_NOT_READY) break;
+      begun = sample->begun_ns;
+    }
     pthread_mutex_unlock(&ring->lock);
   }
-  *oldest_age_ns = now_ns > begun ? now_ns - begun : 0;
+  *stuck_ns = now_ns > begun ? now_ns - begun : 0;
   return atomic_load(&ring->in_flight_ns);
 }

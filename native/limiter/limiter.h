@@ -156,6 +156,7 @@ static inline void tf_note_length(struct tf_device_state *state, uint64_t device
   if (longest > atomic_load(&state->longest_us)) atomic_store(&state->longest_us, longest);
 }
 void tf_rescale(const struct tf_view *view);
+bool tf_unlimited(int row);
 bool tf_uncharged_queued(int row);          /* work from before there was a limit may be ahead of what is launched */
 bool tf_uncharged_measured(int row);        /* or in what is measured */
 void tf_uncharged_over(int row, uint64_t begun_ns); /* a sample of that time has ended */
@@ -181,9 +182,10 @@ struct tf_sample *tf_sample_begin(struct tf_launch *launch);
 void tf_sample_end(struct tf_launch *launch, struct tf_sample *sample, CUresult result);
 bool tf_harvest(int row);                   /* reads finished samples; true while any is under way */
 bool tf_others_run(int row);                /* other workers, or other processes of this one */
-bool tf_streams_mix(int row);               /* this process uses several streams: its own launches may overlap */
-uint64_t tf_in_flight_ns(int row, uint64_t now_ns, uint64_t *oldest_age_ns);
+/* Charged device time of this process under way, and how long ago the first launch after the latest that ended began. */
+uint64_t tf_in_flight_ns(int row, uint64_t now_ns, uint64_t *stuck_ns);
 void tf_correct(int row, int64_t device_ns, uint64_t since_ns); /* pace.c: charge or refund after the fact */
+void tf_settle(int row, int64_t device_ns); /* the same, as measured: it is not trimmed */
 void tf_cost_after_fork(void);
 
 /* sampler.c: the thread that compares what was charged with what was measured. */

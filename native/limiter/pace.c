@@ -12,7 +12,9 @@
 #define WINDOW_NS 20000000ull      /* charged device time under way per process, so that a decision acts soon */
 #define WINDOW_WAIT_NS 250000000ull /* then the launch goes out all the same: kernels may wait for each other */
 #define UNKNOWN_WAIT_NS 100000000ull
-#define PATIENCE_NS 2000000ull      /* by the next turn the first launch of the one before should have ended */
+#define PATIENCE_NS 1000000ull      /* by the next turn the first launch of the one before should have ended */
+#define TURN_LAUNCHES 64u /* of one reservation: if they take far longer than expected, so many run all the same */
+#define WATCHED_LAUNCHES 8u /* a turn of more begins with one that is timed */
 #define LOOK_AGAIN_NS 50000000ull
 #define MEASURED_WITHIN_NS 300000000ull /* what ended is in the next measurement by then */
 
@@ -20,6 +22,8 @@ static uint32_t share_of(const struct tf_row *row) {
   uint32_t share = atomic_load_explicit(&row->compute_ppm, memory_order_relaxed);
   return share && share < TF_WHOLE_DEVICE_PPM ? share : TF_WHOLE_DEVICE_PPM;
 }
+
+bool tf_unlimited(int row) { return share_of(&tf_view()->rows[row]) == TF_WHOLE_DEVICE_PPM; }
 
 static uint32_t trim_of(const struct tf_device_state *state) {
   uint32_t trim = atomic_load_explicit(&state->trim_ppm, memory_order_relaxed);
@@ -59,11 +63,45 @@ static uint64_t move(struct tf_device_state *state, double wall_ns, uint64_t sin
   return start;
 }
 
-void tf_correct(int row, int64_t device_ns, uint64_t since_ns) {
+static int64_t trimmed(int64_t device_ns, uint32_t trim) {
+  return (int64_t)((double)device_ns * trim / TF_WHOLE_DEVICE_PPM);
+}
+
+/* Device time becomes wall time at the worker's share. */
+static double earned_in(int64_t device_ns, uint32_t share) { return (double)device_ns * TF_WHOLE_DEVICE_PPM / share; }
+
+static void pay(int row, int64_t paced_ns, uint64_t since_ns) {
   struct tf_device_state *state = &tf_ledger->states[row];
   uint32_t share = share_of(&tf_view()->rows[row]);
-  move(state, (double)device_ns * trim_of(state) / share, since_ns, share);
+  move(state, earned_in(paced_ns, share), since_ns, share);
+  atomic_fetch_add(&state->paced_ns, (uint64_t)paced_ns);
+}
+
+/* What of a charge the measurement has charged already, while the launch ran. */
+static int64_t advanced(struct tf_device_state *state, int64_t paced_ns, uint64_t begun_ns) {
+  uint64_t known = atomic_load(&state->advanced_ns), used;
+  do {
+    if (begun_ns >= atomic_load(&state->advanced_at_ns)) used = known; /* whatever that was for, it is over */
+    else used = paced_ns <= 0 ? 0 : known < (uint64_t)paced_ns ? known : (uint64_t)paced_ns;
+  } while (used && !atomic_compare_exchange_weak(&state->advanced_ns, &known, known - used));
+  return begun_ns < atomic_load(&state->advanced_at_ns) ? (int64_t)used : 0;
+}
+
+void tf_correct(int row, int64_t device_ns, uint64_t since_ns) {
+  struct tf_device_state *state = &tf_ledger->states[row];
+  int64_t paced = trimmed(device_ns, trim_of(state));
+  pay(row, paced - advanced(state, paced, since_ns), since_ns);
   atomic_fetch_add(&state->charged_ns, (uint64_t)device_ns);
+}
+
+void tf_settle(int row, int64_t device_ns) {
+  struct tf_device_state *state = &tf_ledger->states[row];
+  uint64_t before = atomic_load(&state->advanced_ns), now = tf_now(), taken = (uint64_t)-device_ns;
+  if (device_ns > 0) atomic_store(&state->advanced_at_ns, now);
+  while (!atomic_compare_exchange_weak(&state->advanced_ns, &before,
+                                       device_ns > 0 || before > taken ? before + (uint64_t)device_ns : 0))
+    continue;
+  pay(row, device_ns, now);
 }
 
 void tf_rescale(const struct tf_view *view) {
@@ -111,9 +149,8 @@ static void wait_for_samples(struct tf_launch *launch) {
     uint64_t window = estimate * 2 > WINDOW_NS ? estimate * 2 : WINDOW_NS;
     bool unknown = !atomic_load(&launch->cost->samples) && atomic_load(&launch->cost->waiting);
     /* What takes much longer than it was charged for is a new phase: its length must be known before more of it goes.
-     * With others at work, their launches may be what it waits for; one of several streams may wait for a copy. */
-    uint64_t patience = tf_streams_mix(launch->row) ? WINDOW_NS : PATIENCE_NS;
-    bool late = age > patience + 2 * estimate && !tf_others_run(launch->row) && !tf_uncharged_queued(launch->row);
+     * With others at work, their launches may be what it waits for. */
+    bool late = age > PATIENCE_NS + 2 * estimate && !tf_others_run(launch->row) && !tf_uncharged_queued(launch->row);
     if (!any || (!unknown && !late && flying <= window)) return;
     if (now - start > (unknown ? UNKNOWN_WAIT_NS : WINDOW_WAIT_NS)) {
       /* It has been under way so long, so it costs at least that; or one of those before it does, by equal shares. */
@@ -138,22 +175,26 @@ static CUresult refuse_or_wait(void) {
 }
 
 /* A process reserves a quantum at a time and takes its turns in the order of the reservations, so the processes of a
- * worker share evenly and most launches touch no shared line. Returns whether this launch begins a turn. */
-static bool spend(int row, uint64_t estimate, uint32_t share) {
+ * worker share evenly and most launches touch no shared line. Returns how many launches the turn has that this one
+ * begins; 0: it begins none. */
+static uint64_t spend(int row, uint64_t estimate, uint32_t share) {
   int64_t left = atomic_fetch_sub(&allowances[row], (int64_t)estimate) - (int64_t)estimate;
-  if (LIKELY(left >= 0)) return false;
+  if (LIKELY(left >= 0)) return 0;
   /* Asked once a turn: a launch in between is worth no look at the clock, and ends with what was reserved. */
   if (tf_owner_is_silent(tf_view())) refuse_or_wait();
   struct tf_device_state *state = &tf_ledger->states[row];
   uint64_t quantum = QUANTUM_NS * share / TF_WHOLE_DEVICE_PPM;
-  uint64_t wanted = estimate > quantum ? estimate : quantum;
-  uint64_t turn = move(state, (double)wanted * trim_of(state) / share, tf_now(), share);
+  uint64_t launches = quantum / (estimate ? estimate : 1);
+  if (launches > TURN_LAUNCHES) launches = TURN_LAUNCHES;
+  uint64_t wanted = launches == TURN_LAUNCHES ? launches * estimate : launches ? quantum : estimate;
+  int64_t paced = trimmed((int64_t)wanted, trim_of(state));
+  uint64_t turn = move(state, earned_in(paced, share), tf_now(), share);
   hold(row, turn, share);
-  tf_note_length(state, estimate);
   /* Charged when it may run, not when it was reserved: only so can charges be compared with what is measured. */
   atomic_fetch_add(&state->charged_ns, wanted);
+  atomic_fetch_add(&state->paced_ns, (uint64_t)paced);
   atomic_fetch_add(&allowances[row], (int64_t)wanted);
-  return true;
+  return launches ? launches : 1;
 }
 
 static void admit(struct tf_launch *launch, const struct tf_view *view, uint64_t key, uint64_t blocks) {
@@ -167,10 +208,10 @@ static void admit(struct tf_launch *launch, const struct tf_view *view, uint64_t
   }
   launch->estimate_ns = atomic_load_explicit(&cost->estimate_ns, memory_order_relaxed);
   atomic_fetch_add_explicit(&cost->charged_ns, launch->estimate_ns, memory_order_relaxed);
-  bool first = spend(launch->row, launch->estimate_ns, share_of(&view->rows[launch->row]));
-  if (first) wait_for_samples(launch);
+  uint64_t turn = spend(launch->row, launch->estimate_ns, share_of(&view->rows[launch->row]));
+  if (turn) wait_for_samples(launch);
   /* The first launch of a turn finds the device free of our own work, so it does not wait between its events. */
-  if (due && (first || tf_sample_overdue(cost))) launch->sample = tf_sample_begin(launch);
+  if (turn > WATCHED_LAUNCHES || (due && (turn || tf_sample_overdue(cost)))) launch->sample = tf_sample_begin(launch);
 }
 
 CUresult tf_admit(struct tf_launch *launch, uint64_t key, uint64_t blocks, CUstream stream, bool per_thread) {

@@ -15,21 +15,31 @@
 #define HISTORY 64u
 #define IDLE_NS 500000000ull   /* a stamp may come so late */
 #define FORGET 0.95          /* per period: a memory of two seconds */
+#define KEPT 0.25           /* of that memory, where it proves to be of another phase */
 #define RESOLUTION 0.006     /* whole percents, rounded */
 #define SMOOTHING 0.25
 #define LEAST_TRIM 0.1
 #define MOST_TRIM 4.0
 #define ROWS 1024u
 
+/* What the worker was charged, and what became of it, at a moment; and what the measurement settled right after. */
+struct tick {
+  uint64_t at, charged, paced;
+  int64_t settled;
+};
+
 struct follower {
+  int row;
   char uuid[sizeof((struct tf_row *)0)->uuid]; /* of the row's device: a worker may move to another */
   nvmlDevice_t handle;
-  bool failed, own_seen, based; /* based: the last stamp's charges are known */
+  bool failed, own_seen, based; /* based: what stood at the last stamp is known */
   unsigned long long last_us;
   unsigned compared; /* measurements that could be compared, up to a few */
   unsigned own_rows; /* processes of this worker in the latest measurement */
   double measured, charged, resolution, trim;
-  uint64_t times[HISTORY], charges[HISTORY], count, charged_at_last, busy_at_last, seen_ns;
+  double owed; /* device time that was had and not paid for; below zero, the other way round */
+  struct tick ticks[HISTORY], last;
+  uint64_t count, busy_at_last, seen_ns;
 };
 
 static _Atomic bool started;
@@ -37,18 +47,27 @@ static sem_t running;
 
 void tf_sampler_after_fork(void) { atomic_store(&started, false); }
 
-/* Charges at a moment in the past, between the two ticks around it. */
-static uint64_t charged_at(const struct follower *follower, uint64_t when) {
-  uint64_t first = follower->count > HISTORY ? follower->count - HISTORY : 0;
-  for (uint64_t i = follower->count; i-- > first;) {
-    if (follower->times[i % HISTORY] > when) continue;
-    if (i + 1 == follower->count) return follower->charges[i % HISTORY];
-    uint64_t from = follower->times[i % HISTORY], to = follower->times[(i + 1) % HISTORY];
-    double part = to > from ? (double)(when - from) / (double)(to - from) : 0;
-    int64_t more = (int64_t)(follower->charges[(i + 1) % HISTORY] - follower->charges[i % HISTORY]);
-    return follower->charges[i % HISTORY] + (uint64_t)(int64_t)(part * (double)more);
+static double part_of(double part, uint64_t from, uint64_t to) { return part * (double)(int64_t)(to - from); }
+
+/* What stood at a moment in the past, between the two ticks around it, and what was settled since. */
+static struct tick counted_at(const struct follower *follower, uint64_t when) {
+  uint64_t first = follower->count > HISTORY ? follower->count - HISTORY : 0, i = follower->count;
+  struct tick found = follower->ticks[first % HISTORY];
+  found.settled = 0;
+  while (i-- > first) {
+    const struct tick *from = &follower->ticks[i % HISTORY], *to = &follower->ticks[(i + 1) % HISTORY];
+    found.settled += from->settled;
+    if (from->at > when) continue;
+    found.charged = from->charged;
+    found.paced = from->paced;
+    if (i + 1 == follower->count || to->at <= from->at) break;
+    double part = (double)(when - from->at) / (double)(to->at - from->at);
+    found.charged += (uint64_t)(int64_t)part_of(part, from->charged, to->charged);
+    found.paced += (uint64_t)(int64_t)part_of(part, from->paced, to->paced);
+    found.settled -= (int64_t)(part * (double)from->settled);
+    break;
   }
-  return follower->charges[first % HISTORY];
+  return found;
 }
 
 /* Time stamps are microseconds of the driver's own clock or of the wall clock, by product. */
@@ -64,7 +83,7 @@ static uint64_t stamp_to_ns(unsigned long long stamp_us, uint64_t now) {
 /* Whether the ticks reach back that far: without both ends of a span it cannot be compared. */
 static bool covers(const struct follower *follower, uint64_t when) {
   uint64_t first = follower->count > HISTORY ? follower->count - HISTORY : 0;
-  return follower->times[first % HISTORY] <= when;
+  return follower->ticks[first % HISTORY].at <= when;
 }
 
 static bool is_ours(unsigned pid, uint64_t space) {
@@ -73,11 +92,15 @@ static bool is_ours(unsigned pid, uint64_t space) {
   return false;
 }
 
+static double noise_of(const struct follower *follower, const struct tf_device_state *state) {
+  return follower->resolution + 2e3 * atomic_load(&state->longest_us);
+}
+
 static void publish(struct follower *follower, struct tf_device_state *state) {
   double difference = follower->measured - follower->charged;
   /* Alone on the device the charges are exact, and only what cannot be noise may move them. Beside others a lone
    * process follows the measurement; of several, each one's percentage is rounded for itself. */
-  double noise = follower->resolution + 2e3 * atomic_load(&state->longest_us);
+  double noise = noise_of(follower, state);
   if (atomic_load(&state->contended) && follower->own_rows < 2) noise = 0;
   double target = 1;
   if (follower->charged > 0 && (difference > noise || -difference > noise))
@@ -90,34 +113,54 @@ static void publish(struct follower *follower, struct tf_device_state *state) {
   atomic_store(&state->trim_ppm, (uint32_t)(follower->trim * TF_WHOLE_DEVICE_PPM));
 }
 
+/* Whatever was charged, what was measured is what was had: the difference is charged or given back now. It comes of a
+ * phase that changed faster than costs and trim are learned, so most of what those were learned from is forgotten. */
+static void settle(struct follower *follower, const struct tf_device_state *state, int64_t settled_since) {
+  uint64_t stuck_ns;
+  double owed = follower->owed - (double)settled_since, noise = noise_of(follower, state);
+  /* What is under way was charged and cannot have been measured. */
+  if (owed <= noise && -owed <= noise + (double)tf_in_flight_ns(follower->row, tf_now(), &stuck_ns)) return;
+  tf_settle(follower->row, (int64_t)owed);
+  follower->ticks[(follower->count - 1) % HISTORY].settled += (int64_t)owed;
+  follower->measured *= KEPT;
+  follower->charged *= KEPT;
+}
+
 static void account(struct follower *follower, struct tf_device_state *state, uint64_t until, double busy_ns,
                     double span_ns) {
-  uint64_t charged = charged_at(follower, until);
+  struct tick now = counted_at(follower, until);
   follower->measured = follower->measured * FORGET + busy_ns;
-  follower->charged = follower->charged * FORGET + (double)(int64_t)(charged - follower->charged_at_last);
+  follower->charged = follower->charged * FORGET + part_of(1, follower->last.charged, now.charged);
   unsigned rows = follower->own_rows ? follower->own_rows : 1;
-  follower->resolution = follower->resolution * FORGET + RESOLUTION * span_ns * rows;
-  follower->charged_at_last = charged;
+  double rounded = RESOLUTION * span_ns * rows;
+  follower->resolution = follower->resolution * FORGET + rounded;
+  follower->owed += busy_ns - part_of(1, follower->last.paced, now.paced);
+  /* What rounding may have done to this measurement is forgotten, so that it does not add up. */
+  follower->owed -= follower->owed > rounded ? rounded : follower->owed < -rounded ? -rounded : follower->owed;
+  follower->last = now;
+  settle(follower, state, now.settled);
   if (busy_ns > 0) publish(follower, state);
   uint32_t longest = atomic_load(&state->longest_us);
-  atomic_store(&state->longest_us, longest - longest / 16);
+  atomic_store(&state->longest_us, longest - longest / 4);
 }
 
 static void rebase(struct follower *follower, uint64_t when) {
   follower->based = covers(follower, when);
-  follower->charged_at_last = charged_at(follower, when);
+  follower->last = counted_at(follower, when);
+  /* A launch that is under way had the device until then, and will be charged for that too. */
+  uint64_t now = tf_now(), stuck_ns, flying = tf_in_flight_ns(follower->row, now, &stuck_ns);
+  follower->owed = flying && now - stuck_ns < when ? (double)(when - (now - stuck_ns)) : 0;
 }
 
-static void note_charges(struct follower *follower, uint64_t charged, uint64_t now) {
-  uint64_t before = follower->times[(follower->count + HISTORY - 1) % HISTORY];
+static void note_charges(struct follower *follower, const struct tf_device_state *state, uint64_t now) {
+  uint64_t before = follower->ticks[(follower->count + HISTORY - 1) % HISTORY].at;
   if (follower->count && now - before > 5 * PERIOD_NS) {
     /* The thread was kept from running; what lies between is not known. */
     follower->count = 0;
     follower->based = false;
   }
-  uint64_t slot = follower->count++ % HISTORY;
-  follower->times[slot] = now;
-  follower->charges[slot] = charged;
+  follower->ticks[follower->count++ % HISTORY] =
+      (struct tick){now, atomic_load(&state->charged_ns), atomic_load(&state->paced_ns), 0};
 }
 
 /* The owner measures from outside, where process ids are true. */
@@ -180,8 +223,8 @@ static void read_library(struct follower *follower, struct tf_device_state *stat
 static void measure(struct follower *follower, int row, uint64_t now) {
   struct tf_device_state *state = &tf_ledger->states[row];
   const struct tf_row *limit = &tf_view()->rows[row];
-  note_charges(follower, atomic_load(&state->charged_ns), now);
-  if (tf_uncharged_measured(row)) follower->based = false;
+  note_charges(follower, state, now);
+  if (tf_unlimited(row) || tf_uncharged_measured(row)) follower->based = false;
   if (limit->measured_at_ns) read_owner(follower, state, limit);
   else read_library(follower, state, now);
 }
@@ -192,7 +235,7 @@ static void follow(struct follower *followers) {
   for (uint32_t row = 0; view && row < view->device_count; row++) {
     struct follower *follower = &followers[row];
     if (strcmp(follower->uuid, view->rows[row].uuid) != 0) {
-      *follower = (struct follower){.trim = 1};
+      *follower = (struct follower){.row = (int)row, .trim = 1};
       memcpy(follower->uuid, view->rows[row].uuid, sizeof follower->uuid);
       follower->failed = REAL(nvmlDeviceGetHandleByUUID)(view->rows[row].uuid, &follower->handle) != NVML_SUCCESS;
     }

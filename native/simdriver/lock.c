@@ -57,6 +57,8 @@ static bool asked_to_stop(void) {
 }
 
 void sim_lock(void) {
+  /* What was asked of this one when it had just unlocked. Not later: it may be stopped as soon as it has the lock. */
+  if (asked_to_stop()) atomic_store(&sim->stops_again, 0);
   int result = pthread_mutex_trylock(&sim->lock);
   for (uint32_t looks = 0; result == EBUSY || result == ETIMEDOUT; looks++) {
     if (looks) let_go_on(looks);
@@ -68,9 +70,9 @@ void sim_lock(void) {
     result = pthread_mutex_timedlock(&sim->lock, &until);
   }
   /* A process killed inside leaves at worst one half-done command; its slot is reclaimed as a whole later. */
-  if (result == EOWNERDEAD) pthread_mutex_consistent(&sim->lock);
-  /* What was asked of a holder that is gone, or of this one when it had just unlocked. */
-  if (result == EOWNERDEAD || asked_to_stop()) atomic_store(&sim->stops_again, 0);
+  if (result != EOWNERDEAD) return;
+  pthread_mutex_consistent(&sim->lock);
+  atomic_store(&sim->stops_again, 0); /* asked of a holder that is gone */
 }
 
 void sim_unlock(void) {

@@ -76,7 +76,7 @@ class Files:
                     decode_state(raw[at : at + offsets.DEVICE_STATE_BYTES]),
                 )
                 assert use.used_bytes == state.used_bytes
-                assert use.trim_ratio == state.trim_ratio > 0
+                assert use.paced_ns == state.paced_ns
                 assert region.wanted(row) >= 0
             assert all(region.pids())
             assert min(vars_of(region.faults())) >= 0
@@ -128,7 +128,7 @@ class Records:
         attested = decode_attestation(data)
         assert attested is None or 0 < attested.pid < 1 << 31
         if len(data) == offsets.DEVICE_STATE_BYTES:
-            assert decode_state(data).trim_ratio > 0
+            assert decode_state(data).paced_ns >= 0
 
 
 class Requests:

@@ -62,7 +62,7 @@ SHARED = {
     "holders": 32,
 }
 
-DEVICE_STATE_BYTES = 128
+DEVICE_STATE_BYTES = 152
 DEVICE_STATE = {
     "used_bytes": 0,
     "peak_bytes": 8,
@@ -76,15 +76,18 @@ DEVICE_STATE = {
     "evict_requests": 72,
     "ready_at_ns": 80,
     "charged_ns": 88,
-    "launches": 96,
-    "throttled_ns": 104,
-    "trim_ppm": 112,
-    "share_ppm": 116,
-    "contended": 120,
-    "longest_us": 124,
+    "paced_ns": 96,
+    "advanced_ns": 104,
+    "advanced_at_ns": 112,
+    "launches": 120,
+    "throttled_ns": 128,
+    "trim_ppm": 136,
+    "share_ppm": 140,
+    "contended": 144,
+    "longest_us": 148,
 }
 
-LEDGER_BYTES = 768136
+LEDGER_BYTES = 768520
 LEDGER = {
     "magic": 0,
     "version": 8,
@@ -97,6 +100,6 @@ LEDGER = {
     "recovered": 120,
     "bad_limits": 128,
     "states": 136,
-    "processes": 2184,
-    "shared": 669832,
+    "processes": 2568,
+    "shared": 670216,
 }

@@ -74,7 +74,7 @@ def test_pods_run_in_their_partitions_through_a_crash_and_leave_them_to_the_next
     seen = plane.cut("cut", "2g.20gb")
     assert seen["seen"].startswith("MIG-")
     assert (seen["total"], seen["too_much"]) == (20 * GIB, 2)
-    [(template, slot, name)] = plane.partitions()
+    [(template, slot, name)] = wait(plane.partitions)
     assert (template, name) == ("2g.20gb", "cut")
 
     plane.apply("soft", 30, load="constant,compute=100%,vram=1Gi")
@@ -88,7 +88,7 @@ def test_pods_run_in_their_partitions_through_a_crash_and_leave_them_to_the_next
     plane.up()
     wait(lambda: plane.shares().get("cut", (0, {}))[0] == pytest.approx(100 * 2 / 7, abs=4))
     assert plane.leader("cut") == process
-    assert plane.partitions() == [(template, slot, "cut")]
+    wait(lambda: plane.partitions() == [(template, slot, "cut")])
 
     plane.kubectl("delete", "pod", "cut")
     wait(lambda: plane.partitions() == [(template, slot, "")])

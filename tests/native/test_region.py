@@ -50,11 +50,11 @@ def test_only_what_changed_is_copied_again(region, ledger):
     states = States([region.state(0), None, region.state(1)])
     before = states.take()
     assert before[1] == b""
-    put(ledger, 1, "charged_ns", 5)
+    put(ledger, 1, "paced_ns", 5)
     after = states.take()
 
     assert after[0] is before[0]
-    assert decode_state(after[2]).charged_ns == 5
+    assert decode_state(after[2]).paced_ns == 5
     assert all(now is then for now, then in zip(states.take(), after, strict=True))
 
 

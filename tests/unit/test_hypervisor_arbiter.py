@@ -213,6 +213,16 @@ def test_where_all_limits_fit_nobody_is_asked_and_what_was_lent_is_taken_back(wo
     assert sum(session.limits.values()) == WHOLE, "together they want more than there is"
 
 
+def test_a_partition_is_neither_lent_nor_limited(world):
+    session, specs, spec, run = world
+    spec("cut", 30, 30)
+    spec("small", 30, 30)
+    specs["cut"] = replace(specs["cut"], isolation="partitioned", partitions=("MIG-1",))
+    session.wants = {"cut": 100, "small": 100}
+    run(2)
+    assert session.limits == {"cut": 30, "small": 99}
+
+
 def test_a_worker_below_its_limit_is_active_and_a_sleeping_one_is_not(world):
     session, _, spec, run = world
     spec("small", 30, 30)

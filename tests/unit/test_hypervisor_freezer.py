@@ -2,6 +2,7 @@
 
 import threading
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -278,6 +279,15 @@ def test_an_idle_worker_goes_to_memory_then_to_disk_and_comes_back_when_it_waits
     found = world.instruments.exposition().decode()
     assert f"tensorfusion_hypervisor_thaw_seconds_sum{{{labels}}} 0.25" in found
     assert world.condition("busy") is None
+
+
+def test_a_worker_with_a_partition_keeps_its_memory_which_nobody_else_could_use(world):
+    world.add("a")
+    world.specs[0] = replace(world.specs[0], isolation="partitioned", partitions=("MIG-1",))
+    world.run(2000)
+    assert world.session.calls == []
+    with pytest.raises(BackendError, match="worker 'a' must not be frozen"):
+        world.freezer.freeze("n1", "a")
 
 
 def test_other_qualities_of_service_stay(world):

@@ -242,8 +242,9 @@ class Arbiter:
                     self._calm[node] = _Calm(promised, [*promised], rules, capacities, workers)
                 known |= calm.workers
                 continue
-            # Workers on several devices have one share for all of them, which is left as it is.
-            specs = {s.worker: s for s in promised if len(s.devices) == 1}
+            # Workers on several devices have one share for all of them, which is left as it is; a
+            # partition is what it is.
+            specs = {s.worker: s for s in promised if len(s.devices) == 1 and not s.partitions}
             known |= specs.keys()
             contested = self._contested(specs, rules, capacities)
             if not contested:

@@ -164,13 +164,13 @@ class WorkerFreezer:
 
         Raises:
             BackendError: Nobody could tell when it waits, it was thawed just now, keeps its place
-                by annotation, leaves, is being moved, or cannot be frozen.
+                by annotation, has a partition, leaves, is being moved, or cannot be frozen.
         """
         spec = next((s for s in self._promised(node) if s.worker == worker), None)
         seen = self._seen.get((node, worker))
         if not self._tells_waiting:
             raise BackendError("freezer", f"node {node!r}: nobody would know when to thaw a worker")
-        if spec is None or self._wanted(spec) == Tier.HOT:
+        if spec is None or spec.partitions or self._wanted(spec) == Tier.HOT:
             raise BackendError("freezer", f"worker {worker!r} must not be frozen")
         if seen is not None and self._clock.monotonic() - seen.thawed_at < REST_SECONDS:
             raise BackendError("freezer", f"worker {worker!r} was thawed just now")
@@ -276,7 +276,9 @@ class WorkerFreezer:
         wanted = self._wanted(spec)
         if wanted and wanted in self._offered:
             return Tier(wanted)
-        rule = rules.get(spec.qos, NEVER) if self._tells_waiting else NEVER
+        # The memory of a partition is nobody else's, so nothing is gained by freezing its worker.
+        frees = self._tells_waiting and not spec.partitions
+        rule = rules.get(spec.qos, NEVER) if frees else NEVER
         if rule is NEVER or wanted == Tier.HOT or now - seen.thawed_at < REST_SECONDS:
             return tier
         return due_tier(rule, now - seen.active_at, tier, self._offered)

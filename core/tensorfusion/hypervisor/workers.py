@@ -191,7 +191,7 @@ class WorkerController:
                 found = session.prepare(spec)
                 prepared = dataclasses.replace(found, env={**found.env, **self._env})
                 self._prepared[key] = prepared
-            elif known != spec or not watched:
+            elif (known != spec or not watched) and not spec.partitions:
                 session.set_limits(spec.worker, spec.share)
         except (BackendError, ConfigError) as error:
             self._events.event(

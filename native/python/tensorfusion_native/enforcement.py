@@ -156,12 +156,12 @@ class Enforcer:
             wanted = self._workers.wanted(*row) if state.wanted_bytes else 0
         except (OSError, ValueError):
             return NOTHING
-        before, sum_ns, least = 0, 0.0, 0.0
+        before, sum_ns, least = 0, 0, 0.0
         if known is not None:
-            before, sum_ns, least = known.charged_ns, known.sum_ns, known.told.charged_seconds
-        sum_ns += _signed(state.charged_ns - before) * state.trim_ratio
+            before, sum_ns, least = known.paced_ns, known.sum_ns, known.told.charged_seconds
+        sum_ns += _signed(state.paced_ns - before)
         told = _counters(state, wanted, max(least, sum_ns / 1e9))
-        self._counted[row] = _Counted(raw, wanted, state.charged_ns, sum_ns, told)
+        self._counted[row] = _Counted(raw, wanted, state.paced_ns, sum_ns, told)
         return told
 
     def beat(self) -> None:
@@ -202,8 +202,8 @@ class _Counted(NamedTuple):
 
     raw: bytes
     wanted: int
-    charged_ns: int
-    sum_ns: float
+    paced_ns: int
+    sum_ns: int
     told: Counters
 
 

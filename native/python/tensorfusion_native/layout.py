@@ -2,8 +2,8 @@
 
 from typing import Final
 
-LAYOUT_VERSION: Final = 3
-LAYOUT_HASH: Final = 2101311430
+LAYOUT_VERSION: Final = 4
+LAYOUT_HASH: Final = 1612233943
 DEVICES: Final = 16
 """Devices that one worker may be limited on."""
 PROCESSES: Final = 512

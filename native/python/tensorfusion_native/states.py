@@ -5,7 +5,6 @@ import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tensorfusion_native import layout
 from tensorfusion_native.libraries import compiled
 
 
@@ -25,10 +24,9 @@ class DeviceUse(NamedTuple):
         full_waits: Allocations that waited for room.
         full_waited_ns: How long, summed over threads.
         evict_requests: Allocations for which the owner was asked to make room.
-        charged_ns: Device time charged, as the limiter estimates it.
+        paced_ns: Device time that it had, as the limiter knows: charged, corrected and settled by what is measured.
         launches: Launches admitted under a share.
         throttled_ns: Time that its threads were held back, summed.
-        trim_ppm: Measured over charged device time, in millionths; 0 before the first measurement.
     """
 
     used_bytes: int
@@ -41,15 +39,9 @@ class DeviceUse(NamedTuple):
     full_waits: int
     full_waited_ns: int
     evict_requests: int
-    charged_ns: int
+    paced_ns: int
     launches: int
     throttled_ns: int
-    trim_ppm: int
-
-    @property
-    def trim_ratio(self) -> float:
-        """Measured over charged device time; 1 before the first measurement."""
-        return (self.trim_ppm or layout.WHOLE_DEVICE_PPM) / layout.WHOLE_DEVICE_PPM
 
     def was_full(self) -> bool:
         """Whether a full device ever did anything to the worker."""
