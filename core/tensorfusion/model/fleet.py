@@ -8,7 +8,7 @@ one block; only growing beyond the arrays' size copies them, which doubling amor
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -217,6 +217,11 @@ class Fleet:
     def slot_of(self, node: str) -> int | None:
         """Return the slot of a node, None when unknown."""
         return self._slots.get(node)
+
+    def slots_of(self, nodes: Collection[str]) -> NDArray[np.intp]:
+        """Return the slots of many nodes, -1 for those that are unknown."""
+        slots = self._slots
+        return np.fromiter((slots.get(node, -1) for node in nodes), np.intp, len(nodes))
 
     def position_of(self, uuid: str) -> tuple[int, int] | None:
         """Return the slot of a device's node and its own, None when unknown."""

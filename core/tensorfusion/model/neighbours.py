@@ -5,7 +5,7 @@ domain is a set of nodes with one value of a label; a single GPU is a domain as 
 topology key `names.GPU_DOMAIN`. Pods are those that hold something in the ledger.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Final, Protocol
 
 import msgspec
@@ -208,28 +208,6 @@ class PeerIndex:
         for term, census in self._apart.items():
             if term.selector.matches(namespace, labels):
                 yield term, census
-
-    def matching(
-        self, selectors: Sequence[PeerSelector], namespace: str, labels: Mapping[str, str]
-    ) -> set[str]:
-        """Return the keys of pods that selectors mean, or that keep a new pod away.
-
-        Args:
-            selectors: Of the new pod's rules.
-            namespace: Of the new pod.
-            labels: Of the new pod.
-        """
-        found = set()
-        for key, pod in self._pods.items():
-            identity = pod.identity
-            if identity is msgspec.UNSET:
-                continue
-            theirs = dict(identity.labels)
-            if any(one.matches(pod.namespace, theirs) for one in selectors) or any(
-                term.selector.matches(namespace, labels) for term in identity.apart
-            ):
-                found.add(key)
-        return found
 
     @property
     def repels(self) -> bool:

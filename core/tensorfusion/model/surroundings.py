@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tensorfusion import names
 from tensorfusion.model.claims import FLEET, Claim
@@ -51,26 +50,6 @@ class Rule(NamedTuple):
     cards: Bools
     like: Bools
     excess: Callable[[], Ints]
-
-
-class Counted(NamedTuple):
-    """Pods that rules count on other nodes.
-
-    Attributes:
-        keys: Of their workers.
-        domains: Per kind of domain, the domain of each node; pods of another domain do not
-            matter there. None when all matter everywhere.
-    """
-
-    keys: set[str]
-    domains: list[NDArray[np.intp]] | None
-
-    def matter(self, slot: int, other: int) -> bool:
-        """Tell whether pods on another node matter on a node."""
-        domains = self.domains
-        return domains is None or any(
-            codes[slot] == codes[other] >= 0 for codes in domains if codes[slot] >= 0
-        )
 
 
 NEVER: Final = 1 << 30
@@ -188,25 +167,6 @@ class Surroundings:
             np.maximum(found, rule.excess().min(axis=1), out=found)
         return found
 
-    def counted(self) -> "Counted":
-        """Return the pods whose leaving could change what the rules allow on another node."""
-        rules = self._demand.shape.neighbours or Neighbours()
-        namespace, labels = self._demand.namespace, self._labels
-        stated: list[PeerTerm | SpreadRule] = [*rules.apart, *rules.spread]
-        wide = [rule for rule in stated if rule.key not in OWN_DOMAIN]
-        keys = {rule.key for rule in wide}
-        repelling = [term for term, _ in self._peers.repelling(namespace, labels)]
-        keys |= {term.key for term in repelling if term.key not in OWN_DOMAIN}
-        # Where all that it must be near have left, it is the first of them.
-        near = [term.selector for term in rules.near]
-        near = [one for one in near if one.matches(namespace, labels)]
-        selectors = [rule.selector for rule in wide] + near
-        pods: set[str] = set()
-        if keys or near:
-            pods = self._peers.matching(selectors, namespace, labels)
-        codes = [self._fleet.domains(key)[0] for key in sorted(keys)]
-        return Counted(pods, None if near else codes)
-
     def _even(self, rule: SpreadRule) -> Rule:
         """Allow domains that stay within the skew; those that cannot take the pod do not count."""
         counts = self._counted(rule, self._peers.census(rule.selector), outside=-1)
@@ -259,12 +219,12 @@ class Surroundings:
                     found[position] = count
             return found
         codes, number = fleet.domains(rule.key)
-        counts = np.zeros(number + 1, dtype=np.int64)
-        for node, count in census.nodes.items():
-            slot = fleet.slot_of(node)
-            if slot is not None and codes[slot] >= 0:
-                counts[codes[slot]] += count
-        counts[-1] = outside  # where the code -1 of nodes without the label points
+        counts = np.full(number + 1, outside, dtype=np.int64)
+        slots = fleet.slots_of(census.nodes)
+        pods = np.fromiter(census.nodes.values(), dtype=np.int64, count=len(slots))
+        there = slots >= 0
+        counts[:-1] = np.bincount(codes[slots[there]] + 1, pods[there], number + 1)[1:]
+        # The code -1 of nodes without the label points to the last one, which stands for them.
         by_node: Ints = np.broadcast_to(counts[codes][:, None], shape)
         return by_node
 
