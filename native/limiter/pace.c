@@ -13,7 +13,7 @@
 #define WINDOW_WAIT_NS 250000000ull /* then the launch goes out all the same: kernels may wait for each other */
 #define UNKNOWN_WAIT_NS 100000000ull
 #define PATIENCE_NS 1000000ull      /* by the next turn the first launch of the one before should have ended */
-#define TURN_LAUNCHES 64u /* of one reservation: if they take far longer than expected, so many run all the same */
+#define TURN_LAUNCHES 32u /* in one reservation, by the part of the time that is not the worker's; see `turn_of` */
 #define WATCHED_LAUNCHES 8u /* a turn of more begins with one that is timed */
 #define LOOK_AGAIN_NS 50000000ull
 #define MEASURED_WITHIN_NS 300000000ull /* what ended is in the next measurement by then */
@@ -174,6 +174,14 @@ static CUresult refuse_or_wait(void) {
   return CUDA_SUCCESS;
 }
 
+/* How many launches to reserve at a time; 0: less than one. Should all of a turn take far longer than expected, they run
+ * all the same, and are over the share by the part of their time that is not the worker's. */
+static uint64_t turn_of(uint64_t quantum, uint64_t estimate, uint32_t share) {
+  uint64_t most = (uint64_t)TURN_LAUNCHES * TF_WHOLE_DEVICE_PPM / (TF_WHOLE_DEVICE_PPM - share + 1);
+  uint64_t launches = quantum / (estimate ? estimate : 1);
+  return launches < most ? launches : most;
+}
+
 /* A process reserves a quantum at a time and takes its turns in the order of the reservations, so the processes of a
  * worker share evenly and most launches touch no shared line. Returns how many launches the turn has that this one
  * begins; 0: it begins none. */
@@ -184,9 +192,10 @@ static uint64_t spend(int row, uint64_t estimate, uint32_t share) {
   if (tf_owner_is_silent(tf_view())) refuse_or_wait();
   struct tf_device_state *state = &tf_ledger->states[row];
   uint64_t quantum = QUANTUM_NS * share / TF_WHOLE_DEVICE_PPM;
-  uint64_t launches = quantum / (estimate ? estimate : 1);
-  if (launches > TURN_LAUNCHES) launches = TURN_LAUNCHES;
-  uint64_t wanted = launches == TURN_LAUNCHES ? launches * estimate : launches ? quantum : estimate;
+  uint64_t launches = turn_of(quantum, estimate, share);
+  uint64_t wanted = launches * estimate;
+  if (wanted < quantum && wanted + estimate > quantum) wanted = quantum;
+  if (wanted < estimate) wanted = estimate;
   int64_t paced = trimmed((int64_t)wanted, trim_of(state));
   uint64_t turn = move(state, earned_in(paced, share), tf_now(), share);
   hold(row, turn, share);

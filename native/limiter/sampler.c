@@ -124,6 +124,7 @@ static void settle(struct follower *follower, const struct tf_device_state *stat
   follower->ticks[(follower->count - 1) % HISTORY].settled += (int64_t)owed;
   follower->measured *= KEPT;
   follower->charged *= KEPT;
+  follower->resolution *= KEPT;
 }
 
 static void account(struct follower *follower, struct tf_device_state *state, uint64_t until, double busy_ns,
@@ -138,8 +139,8 @@ static void account(struct follower *follower, struct tf_device_state *state, ui
   /* What rounding may have done to this measurement is forgotten, so that it does not add up. */
   follower->owed -= follower->owed > rounded ? rounded : follower->owed < -rounded ? -rounded : follower->owed;
   follower->last = now;
-  settle(follower, state, now.settled);
   if (busy_ns > 0) publish(follower, state);
+  settle(follower, state, now.settled);
   uint32_t longest = atomic_load(&state->longest_us);
   atomic_store(&state->longest_us, longest - longest / 4);
 }
