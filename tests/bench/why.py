@@ -61,7 +61,7 @@ def proofs(requests: int, jobs: int) -> tuple[int, Counter[str], list[str]]:
     done = 0
     with ProcessPoolExecutor(jobs) as pool:
         for result in pool.map(prove, range(requests * 2), chunksize=50):
-            if result is None or done == requests:
+            if result is None:
                 continue
             done += 1
             kinds.update(result[1])
@@ -69,6 +69,9 @@ def proofs(requests: int, jobs: int) -> tuple[int, Counter[str], list[str]]:
                 findings.append(result[0])
             if done % 500 == 0:
                 sys.stderr.write(f"{done} of {requests} requests proven\n")
+            if done == requests:
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
     return done, kinds, findings
 
 

@@ -62,6 +62,8 @@ def test_describe_shows_gpu_ids_and_events(applied, kubectl) -> None:
 
 
 def test_workload_becomes_ready_and_says_what_is_enforced(applied, kubectl) -> None:
+    # The first of its pods brings the workload, and kubectl does not wait for what is not there.
+    until(lambda: kubectl("get", "tfw", "pytorch-example").returncode == 0)
     done = kubectl(
         "wait", "--for=condition=Ready", "tensorfusionworkload/pytorch-example", "--timeout=30s"
     )
