@@ -13,7 +13,8 @@
 #define WINDOW_WAIT_NS 250000000ull /* then the launch goes out all the same: kernels may wait for each other */
 #define UNKNOWN_WAIT_NS 100000000ull
 #define PATIENCE_NS 1000000ull      /* by the next turn the first launch of the one before should have ended */
-#define TURN_LAUNCHES 32u /* in one reservation, by the part of the time that is not the worker's; see `turn_of` */
+#define TURN_LAUNCHES \
+  32u /* in one reservation, by the part of the time that is not the worker's; see `most_launches` */
 #define WATCHED_LAUNCHES 8u /* a turn of more begins with one that is timed */
 #define LOOK_AGAIN_NS 50000000ull
 #define MEASURED_WITHIN_NS 300000000ull /* what ended is in the next measurement by then */
@@ -80,11 +81,14 @@ static void pay(int row, int64_t paced_ns, uint64_t since_ns) {
 /* What of a charge the measurement has charged already, while the launch ran. */
 static int64_t advanced(struct tf_device_state *state, int64_t paced_ns, uint64_t begun_ns) {
   uint64_t known = atomic_load(&state->advanced_ns), used;
-  do {
-    if (begun_ns >= atomic_load(&state->advanced_at_ns)) used = known; /* whatever that was for, it is over */
-    else used = paced_ns <= 0 ? 0 : known < (uint64_t)paced_ns ? known : (uint64_t)paced_ns;
-  } while (used && !atomic_compare_exchange_weak(&state->advanced_ns, &known, known - used));
-  return begun_ns < atomic_load(&state->advanced_at_ns) ? (int64_t)used : 0;
+  if (begun_ns >= atomic_load(&state->advanced_at_ns)) {
+    /* Whatever that was for, it is over. */
+    if (known) atomic_compare_exchange_strong(&state->advanced_ns, &known, 0);
+    return 0;
+  }
+  do used = paced_ns < 0 ? 0 : known < (uint64_t)paced_ns ? known : (uint64_t)paced_ns;
+  while (used && !atomic_compare_exchange_weak(&state->advanced_ns, &known, known - used));
+  return (int64_t)used;
 }
 
 void tf_correct(int row, int64_t device_ns, uint64_t since_ns) {
@@ -96,11 +100,13 @@ void tf_correct(int row, int64_t device_ns, uint64_t since_ns) {
 
 void tf_settle(int row, int64_t device_ns) {
   struct tf_device_state *state = &tf_ledger->states[row];
-  uint64_t before = atomic_load(&state->advanced_ns), now = tf_now(), taken = (uint64_t)-device_ns;
-  if (device_ns > 0) atomic_store(&state->advanced_at_ns, now);
-  while (!atomic_compare_exchange_weak(&state->advanced_ns, &before,
-                                       device_ns > 0 || before > taken ? before + (uint64_t)device_ns : 0))
-    continue;
+  uint64_t now = tf_now();
+  if (device_ns > 0) {
+    atomic_store(&state->advanced_at_ns, now);
+    atomic_fetch_add(&state->advanced_ns, (uint64_t)device_ns);
+  } else {
+    advanced(state, -device_ns, 0);
+  }
   pay(row, device_ns, now);
 }
 
@@ -174,12 +180,10 @@ static CUresult refuse_or_wait(void) {
   return CUDA_SUCCESS;
 }
 
-/* How many launches to reserve at a time; 0: less than one. Should all of a turn take far longer than expected, they run
- * all the same, and are over the share by the part of their time that is not the worker's. */
-static uint64_t turn_of(uint64_t quantum, uint64_t estimate, uint32_t share) {
-  uint64_t most = (uint64_t)TURN_LAUNCHES * TF_WHOLE_DEVICE_PPM / (TF_WHOLE_DEVICE_PPM - share + 1);
-  uint64_t launches = quantum / (estimate ? estimate : 1);
-  return launches < most ? launches : most;
+/* How many launches a turn may have. Should all of them take far longer than expected, they run all the same, and are over
+ * the share by the part of their time that is not the worker's. */
+static uint64_t most_launches(uint32_t share) {
+  return (uint64_t)TURN_LAUNCHES * TF_WHOLE_DEVICE_PPM / (TF_WHOLE_DEVICE_PPM - share + 1);
 }
 
 /* A process reserves a quantum at a time and takes its turns in the order of the reservations, so the processes of a
@@ -191,10 +195,8 @@ static uint64_t spend(int row, uint64_t estimate, uint32_t share) {
   /* Asked once a turn: a launch in between is worth no look at the clock, and ends with what was reserved. */
   if (tf_owner_is_silent(tf_view())) refuse_or_wait();
   struct tf_device_state *state = &tf_ledger->states[row];
-  uint64_t quantum = QUANTUM_NS * share / TF_WHOLE_DEVICE_PPM;
-  uint64_t launches = turn_of(quantum, estimate, share);
-  uint64_t wanted = launches * estimate;
-  if (wanted < quantum && wanted + estimate > quantum) wanted = quantum;
+  uint64_t wanted = QUANTUM_NS * share / TF_WHOLE_DEVICE_PPM, most = most_launches(share) * estimate;
+  if (wanted > most) wanted = most;
   if (wanted < estimate) wanted = estimate;
   int64_t paced = trimmed((int64_t)wanted, trim_of(state));
   uint64_t turn = move(state, earned_in(paced, share), tf_now(), share);
@@ -203,7 +205,7 @@ static uint64_t spend(int row, uint64_t estimate, uint32_t share) {
   atomic_fetch_add(&state->charged_ns, wanted);
   atomic_fetch_add(&state->paced_ns, (uint64_t)paced);
   atomic_fetch_add(&allowances[row], (int64_t)wanted);
-  return launches ? launches : 1;
+  return estimate ? wanted / estimate : 1;
 }
 
 static void admit(struct tf_launch *launch, const struct tf_view *view, uint64_t key, uint64_t blocks) {

@@ -14,7 +14,7 @@
 
 #define SIM_EXPORT __attribute__((visibility("default")))
 #define SIM_MAGIC 0x54465349u
-#define SIM_VERSION 8u
+#define SIM_VERSION 9u
 #define SIM_DEVICES 8u /* cards */
 #define SIM_CUTS 7u /* hardware partitions of a card */
 #define SIM_SLICES 56u /* of all cards; each has a device of its own behind the cards' */
@@ -142,7 +142,7 @@ struct sim_state {
   uint64_t sample_period_ns;
   _Atomic uint64_t virtual_now_ns;
   pthread_mutex_t lock;
-  _Atomic uint32_t stops_again; /* the thread whose process was stopped while it held the lock */
+  _Atomic uint64_t stops_again; /* of the lock, see tf_lock.h */
   struct sim_waiter waiters[SIM_WAITERS];
   struct sim_slice slices[SIM_SLICES];
   struct sim_device devices[SIM_ALL];

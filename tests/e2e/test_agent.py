@@ -2,9 +2,6 @@
 
 import contextlib
 import json
-import ssl
-import urllib.error
-import urllib.request
 
 import pytest
 from rig.agents import Site, UnixConnection
@@ -24,19 +21,6 @@ def site(tmp_path_factory):
     site.start_agent()
     yield site
     site.close()
-
-
-def by_token(site, path, **headers):
-    """Ask over TCP; status and text."""
-    port = (site.state / "port").read_text().strip()
-    context = ssl.create_default_context(cafile=str(site.state / "ca.crt"))
-    request = urllib.request.Request(f"https://127.0.0.1:{port}{path}", headers=headers)
-    try:
-        with urllib.request.urlopen(request, context=context, timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
 
 
 @pytest.mark.timeout(120)
@@ -132,19 +116,18 @@ def gone(connection, seconds=10):
 
 
 def test_tcp_needs_the_token_and_our_own_host_and_origin(site):
-    token = (site.state / "token").read_text().strip()
-    right = {"Authorization": f"Bearer {token}"}
+    token, right = (site.state / "token").read_text().strip(), site.bearer
     asked = "/api/v1/health"
 
-    assert by_token(site, asked, **right)[0] == 200
-    assert by_token(site, "/healthz") == (200, "ok\n")
+    assert site.ask_over_tcp(asked, **right)[0] == 200
+    assert site.ask_over_tcp("/healthz") == (200, "ok\n")
     for headers, status, said in (
         ({}, 401, "token is needed"),
         ({"Authorization": "Bearer wrong"}, 401, "token is needed"),
         ({**right, "Host": "gpu.example"}, 403, "Host header"),
         ({**right, "Origin": "https://gpu.example"}, 403, "other web origins"),
     ):
-        found, text = by_token(site, asked, **headers)
+        found, text = site.ask_over_tcp(asked, **headers)
         assert found == status
         assert said in json.loads(text)["message"]
     assert token not in (site.folder / "agent.log").read_text()

@@ -3,9 +3,7 @@
 import json
 import re
 import signal
-import ssl
 import urllib.error
-import urllib.request
 
 import pytest
 from rig.agents import Site
@@ -138,18 +136,9 @@ def test_an_agent_that_hangs_delays_nobody_and_has_no_series(fleet):
 
 
 def by_address(fleet, address, **headers):
-    """Ask the far agent over TCP; status and text."""
-    state = fleet.far.state
-    port = (state / "port").read_text().strip()
-    context = ssl.create_default_context(cafile=str(state / "ca.crt"))
-    headers.setdefault("Authorization", f"Bearer {(state / 'token').read_text().strip()}")
-    request = urllib.request.Request(f"https://{address}:{port}/api/v1/health", headers=headers)
-    try:
-        with urllib.request.urlopen(request, context=context, timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
+    """Ask the far agent over TCP with its token; status and text."""
+    given = fleet.far.bearer | headers
+    return fleet.far.ask_over_tcp("/api/v1/health", address, **given)
 
 
 def test_a_named_address_is_the_only_one_and_has_the_certificate_host_and_token(fleet):

@@ -2,12 +2,11 @@
 
 import copy
 import json
-import shutil
 import sys
 
 import pytest
 from native.machine import TESTS
-from native.test_pods import SETTINGS, Plane
+from native.test_pods import SETTINGS, Plane, running_plane
 from rig.program import PREFIX, wait, worker_pod
 
 GIB = 1 << 30
@@ -60,13 +59,9 @@ class CutPlane(Plane):
 
 @pytest.fixture
 def plane(build, tmp_path):
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed")
-    plane = CutPlane(tmp_path, build)
-    plane.up()
-    yield plane
-    plane.forget()
-    plane.down()
+    with running_plane(tmp_path, build, CutPlane) as plane:
+        yield plane
+        plane.forget()
 
 
 @pytest.mark.timeout(180)

@@ -118,11 +118,11 @@ def assert_shares(plane, seconds=3, **expected):
 
 
 @contextmanager
-def running_plane(folder, build):
+def running_plane(folder, build, kind=Plane):
     """A control plane that runs; the test is skipped where kubectl is not installed."""
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
-    plane = Plane(folder, build)
+    plane = kind(folder, build)
     plane.up()
     yield plane
     plane.down()

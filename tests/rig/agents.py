@@ -5,9 +5,12 @@ import json
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 from rig.program import Program, wait, worker_pod
@@ -88,6 +91,23 @@ class Site(Program):
             return answer.status, answer.read().decode()
         finally:
             connection.close()
+
+    def ask_over_tcp(self, path, address="127.0.0.1", **headers):
+        """Ask as anybody can who reaches the port; status and text."""
+        port = (self.state / "port").read_text().strip()
+        context = ssl.create_default_context(cafile=str(self.state / "ca.crt"))
+        request = urllib.request.Request(f"https://{address}:{port}{path}", headers=headers)
+        try:
+            with urllib.request.urlopen(request, context=context, timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    @property
+    def bearer(self):
+        """The header that shows the agent's token."""
+        return {"Authorization": f"Bearer {(self.state / 'token').read_text().strip()}"}
 
     def get(self, path):
         status, text = self.ask("GET", path)
