@@ -140,7 +140,12 @@ class PlacementMachine(RuleBasedStateMachine):
                 fleet.gates,
                 fleet.cards,
                 fleet.host[: fleet.size].tolist(),
-                sorted(str(item) for item in self.ledger.claims.state().items()),
+                # Mappings and sets have no order that means anything.
+                sorted(
+                    (str(claim), node, sorted(keys))
+                    for claim, nodes in self.ledger.claims.state().items()
+                    for node, keys in nodes.items()
+                ),
             )
         )
 

@@ -60,6 +60,15 @@ def gate_of(usage: DeviceUsage, node_full: bool, partitions: int = 0) -> int:
     return _PARTITIONED | partitions if usage.cuts else _OPEN & ~_PARTITIONED
 
 
+def largest_percent(free_gflops: int, capacity_gflops: int) -> int:
+    """Return the largest share of a card that still fits, thousandths of a percent.
+
+    A share of p on a card of c GFLOP/s is ``p * c // 100000``, and that is at most ``free``
+    exactly while ``p <= ((free + 1) * 100000 - 1) // c``.
+    """
+    return ((free_gflops + 1) * FULL_CARD_MILLI_PERCENT - 1) // (capacity_gflops or 1)
+
+
 def headroom_of(usage: DeviceUsage, device: Device) -> tuple[int, ...]:
     """Return what is left of a card: one figure per quantity, then as shares of the card.
 
@@ -67,9 +76,7 @@ def headroom_of(usage: DeviceUsage, device: Device) -> tuple[int, ...]:
     rounded down; a dimension that the card does not have does not limit it. The others are what
     compute and memory leave, each by itself, in millionths, rounded down, 0 without the dimension.
 
-    The percentages are the largest that still fit: a share of p on a card of c GFLOP/s is
-    ``p * c // 100000``, and that is at most ``free`` exactly while
-    ``p <= ((free + 1) * 100000 - 1) // c``.
+    The percentages are those of `largest_percent`.
     """
     capacity = device.capacity_gflops
     gflops = capacity - usage.used_gflops
@@ -85,8 +92,8 @@ def headroom_of(usage: DeviceUsage, device: Device) -> tuple[int, ...]:
         vram,
         limit,
         device.limit_vram_bytes - usage.limit_vram_bytes,
-        ((gflops + 1) * FULL_CARD_MILLI_PERCENT - 1) // (capacity or 1),
-        ((limit + 1) * FULL_CARD_MILLI_PERCENT - 1) // (capacity or 1),
+        largest_percent(gflops, capacity),
+        largest_percent(limit, capacity),
         max(milli, 0),
         compute_share,
         vram_share,

@@ -37,8 +37,7 @@ class Elsewhere:
                 counted = residents.meant(selectors, demand)
         own = residents.of_namespace(demand.namespace) if refused else set()
         self._keys = sorted(counted | own)
-        slots = [fleet.slot_of(allocations[key].node) for key in self._keys]
-        self._slots: Slots = np.array([-1 if s is None else s for s in slots], dtype=np.intp)
+        self._slots: Slots = fleet.slots_of([allocations[key].node for key in self._keys])
         self._everywhere: Bools = np.array([key in own for key in self._keys], dtype=np.bool_)
 
     def __len__(self) -> int:

@@ -3,9 +3,15 @@
 from collections.abc import Collection, Sequence
 
 from tensorfusion.model.candidates import needs_of
-from tensorfusion.model.demand import FULL_CARD_MILLI_PERCENT, Shape
+from tensorfusion.model.demand import Shape
 from tensorfusion.model.engine import Engine
-from tensorfusion.model.headroom import GFLOPS, LIMIT_GFLOPS, LIMIT_PERCENT, PERCENT
+from tensorfusion.model.headroom import (
+    GFLOPS,
+    LIMIT_GFLOPS,
+    LIMIT_PERCENT,
+    PERCENT,
+    largest_percent,
+)
 from tensorfusion.model.relax.holdings import held_of
 
 
@@ -62,11 +68,7 @@ class Room:
 
 
 def _left_of(quantity: int, free: Sequence[int], capacity: int) -> int:
-    """Return what is left of a card, given what is left of compute and memory and their limits.
-
-    Percentages as in `tensorfusion.model.headroom.headroom_of`.
-    """
+    """Return what is left of a card, given what is left of compute and memory and their limits."""
     if quantity not in (PERCENT, LIMIT_PERCENT):
         return free[quantity]
-    gflops = free[GFLOPS if quantity == PERCENT else LIMIT_GFLOPS]
-    return ((gflops + 1) * FULL_CARD_MILLI_PERCENT - 1) // (capacity or 1)
+    return largest_percent(free[GFLOPS if quantity == PERCENT else LIMIT_GFLOPS], capacity)
